@@ -1,0 +1,50 @@
+"""What every source of data offers: batches, held-out sequences, multiple-choice items."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Items:
+    """Multiple-choice items of one family; right choices are spread evenly over the positions.
+
+    `context` [N, L] is padded on the right and `context_length` [N] says how far it reaches; `choices`
+    [N, C, K] are continuations of K tokens, `answer` [N] the index of the right one, `level` [N] the grade.
+    """
+
+    family: str
+    context: np.ndarray
+    context_length: np.ndarray
+    choices: np.ndarray
+    answer: np.ndarray
+    level: np.ndarray
+
+    @property
+    def chance(self) -> float:
+        return 1.0 / self.choices.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.answer)
+
+
+class Data(Protocol):
+    """A source of tokens. Everything it returns is a pure function of the identity and the arguments."""
+
+    vocab_size: int
+    unique_tokens: int | None  # tokens of the training split; None = without end
+
+    def batch(
+        self, seed: int, data_step: int, batch_size: int, seq_len: int, *, stream: str = "train"
+    ) -> np.ndarray:
+        """Training tokens [batch_size, seq_len + 1], int64; another `stream` reads other tokens."""
+        ...
+
+    def held_out(self, num_sequences: int, seq_len: int) -> dict[str, np.ndarray]:
+        """Sequences [n, seq_len + 1] per family that no training stream contains."""
+        ...
+
+    def items(self, num_items: int) -> list[Items]:
+        """About `num_items` items per family, evenly over its levels; fewer where no more differ."""
+        ...

@@ -1,0 +1,99 @@
+"""Files that are whole or absent: atomic JSON and folders, and JSON lines that survive a cut."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """A draft folder that takes the name `directory` when the block ends well, and vanishes otherwise."""
+    draft = directory.with_name(f".{directory.name}.{os.getpid()}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+        for path in draft.iterdir():
+            _fsync(path)
+        if directory.exists():  # a folder that does not count (no DONE.json) would block the rename
+            shutil.rmtree(directory)
+        os.rename(draft, directory)
+        _fsync(directory.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` atomically by `value` as indented JSON with sorted keys; NaN is refused."""
+    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def to_line(value: dict[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def append_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    """Appends JSON lines and makes them durable."""
+    text = "".join(map(to_line, values))
+    if text:
+        with path.open("a") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file; a last line that a crash cut short does not count."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()
+    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+
+
+def last_line(path: Path, window_bytes: int = 8192) -> dict[str, Any] | None:
+    """The last whole line, found in the last `window_bytes` of the file; None if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - window_bytes))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
+
+
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drops the lines that `keep` refuses and a half-written last one; kept lines keep their bytes."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
+    kept = b"".join(line for line in lines if keep(json.loads(line)))
+    if kept != text:
+        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+        with draft.open("wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

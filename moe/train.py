@@ -1,0 +1,169 @@
+"""One training loop: a state goes in, metrics come out a step at a time, a later state is taken."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe import flops
+from moe.checkpoint import State
+from moe.config import LearningRate, ModelConfig, Precision, TrainConfig
+from moe.growth import Moments
+from moe.model import MoETransformer
+from moe.router import Routing
+
+DIAGNOSE_EVERY = 20  # steps between lines that carry per-layer diagnostics: a rule, not an option
+
+
+class Diverged(Exception):
+    """The loss is NaN or infinite, or above three times that of a uniform guess."""
+
+    def __init__(self, step: int, loss: float, bound: float):
+        super().__init__(
+            f"loss {loss:.4g} at step {step} is not below the bound {bound:.4g} (3·ln vocabulary)"
+        )
+        self.step, self.loss = step, loss
+
+
+class Trainer:
+    """AdamW on one trajectory; bitwise reproducible on CPU at a fixed number of threads.
+
+    `batches(step)` gives the tokens [B, T+1] of update `step` (from 0). Decay acts on matrices only.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        train: TrainConfig,
+        learning_rate: LearningRate,
+        batches: Callable[[int], np.ndarray],
+        state: State,
+        device: str = "cpu",
+    ):
+        self.train, self.learning_rate, self.batches, self.device = train, learning_rate, batches, device
+        self.step = state.step
+        self.model = MoETransformer(model).to(device)
+        self.model.load_state_dict(state.weights)
+        self._parameters = dict(self.model.named_parameters())
+        self.optimizer = _make_optimizer(self.model, train)
+        self._load_moments(state.moments)
+        self._tokens = self.step * train.tokens_per_step
+        self._flops_per_token = flops.train_flops_per_token(model, train.seq_len)
+        self._bound = 3 * math.log(model.vocab_size)
+
+    def steps(self, to_step: int) -> Iterator[dict[str, Any]]:
+        """Trains up to `to_step`, yielding each step's metrics line; raises Diverged."""
+        while self.step < to_step:
+            line = self._one_step()
+            if not line["loss"] < self._bound:
+                raise Diverged(line["step"], line["loss"], self._bound)
+            yield line
+
+    def state(self) -> State:
+        """The weights and moments as they stand (references, not copies)."""
+        moments = {name: self.optimizer.state.get(p, {}) for name, p in self._parameters.items()}
+        counts = {int(m["step"]) for m in moments.values() if m}
+        assert len(counts) <= 1, f"tensors disagree on the optimizer's step: {counts}"
+        return State(
+            step=self.step,
+            weights={name: p.detach() for name, p in self._parameters.items()},
+            moments=Moments(
+                step=counts.pop() if counts else 0,
+                first={name: m["exp_avg"] for name, m in moments.items() if m},
+                second={name: m["exp_avg_sq"] for name, m in moments.items() if m},
+            ),
+        )
+
+    def _one_step(self) -> dict[str, Any]:
+        lr = self.learning_rate.at(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        tokens_BT1 = torch.from_numpy(self.batches(self.step)).to(self.device)
+        with autocast(self.train.precision, self.device):
+            loss, routings = language_loss(self.model, tokens_BT1)
+            load_balance = torch.stack([r.load_balance_loss for r in routings]).mean()
+            z = torch.stack([r.z_loss for r in routings]).mean()
+        total = loss + self.train.load_balance_coef * load_balance + self.train.z_loss_coef * z
+        total.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self._tokens += self.train.tokens_per_step
+        line: dict[str, Any] = {
+            "step": self.step,
+            "loss": round(loss.item(), 6),
+            "lr": lr,
+            "grad_norm": round(grad_norm.item(), 6),
+            "load_balance_loss": round(load_balance.item(), 6),
+            "z_loss": round(z.item(), 6),
+            "tokens": self._tokens,
+            "flops": self._tokens * self._flops_per_token,
+        }
+        if self.step % DIAGNOSE_EVERY == 0:
+            line |= diagnose(self.model, routings)
+        return line
+
+    def _load_moments(self, moments: Moments) -> None:
+        for name, first in moments.first.items():
+            self.optimizer.state[self._parameters[name]] = {
+                "step": torch.tensor(float(moments.step), device=self.device),
+                "exp_avg": first.to(self.device, copy=True),
+                "exp_avg_sq": moments.second[name].to(self.device, copy=True),
+            }
+
+
+def initial_state(model: ModelConfig, seed: int) -> State:
+    """Random weights of `seed` and no moments, at step 0."""
+    weights = dict(MoETransformer(model).initialise(seed).state_dict())
+    return State(step=0, weights=weights, moments=Moments(step=0, first={}, second={}))
+
+
+def language_loss(model: MoETransformer, tokens_BT1: Tensor) -> tuple[Tensor, list[Routing]]:
+    """Mean next-token cross-entropy in nats, in fp32, and each layer's routing."""
+    x_BTD, routings = model.hidden(tokens_BT1[:, :-1])
+    logits_NV = model.head(x_BTD).flatten(0, 1).float()
+    return F.cross_entropy(logits_NV, tokens_BT1[:, 1:].flatten()), routings
+
+
+def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager:
+    """bf16 for matrix products with fp32 masters, or nothing."""
+    if precision is Precision.FP32:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+
+
+def diagnose(model: MoETransformer, routings: list[Routing]) -> dict[str, list[float]]:
+    """Per layer: expert weight norm (Frobenius/√numel), load entropy over ln E, router entropy in nats."""
+    norms, load_entropies = [], []
+    with torch.no_grad():
+        for layer, routing in zip(model.layers, routings, strict=True):
+            tensors = list(layer.moe.experts.parameters())
+            squares = torch.stack([t.float().square().sum() for t in tensors]).sum()
+            norms.append((squares / sum(t.numel() for t in tensors)).sqrt())
+            load_E = routing.load_E
+            load_entropies.append(-torch.special.xlogy(load_E, load_E).sum() / math.log(len(load_E)))
+    return {
+        "expert_weight_norm": _rounded(norms),
+        "expert_load_entropy": _rounded(load_entropies),
+        "router_entropy": _rounded([r.entropy for r in routings]),
+    }
+
+
+def _rounded(values: list[Tensor]) -> list[float]:
+    return [round(value, 6) for value in torch.stack(values).tolist()]
+
+
+def _make_optimizer(model: MoETransformer, train: TrainConfig) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    gains = [p for p in model.parameters() if p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": train.weight_decay},
+        {"params": gains, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, betas=(train.beta1, train.beta2), eps=train.eps, fused=True)

@@ -1,0 +1,277 @@
+"""The whole configuration of a sweep as one frozen dataclass: WHAT is asked for (WHAT to train, which taps)
+and HOW it is run. Only WHAT reaches an identity."""
+
+import json
+import os
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from moe.config import (
+    AtGrowth,
+    DepthMethod,
+    EvaluateConfig,
+    ModelConfig,
+    OptimizerState,
+    Schedule,
+    TrainConfig,
+    WidthMethod,
+    check,
+    check_positive,
+    parse,
+)
+from moe.data import DataConfig, TextConfig, parse_data
+
+
+class Control(StrEnum):
+    """What a grown cell is held against, at the FLOPs it really spent."""
+
+    CONTINUED = "continued"
+    SCRATCH_EXTRA = "scratch_extra"
+    SCRATCH_TOTAL = "scratch_total"
+    SHAM = "sham"
+
+
+class ExecutorKind(StrEnum):
+    RAY = "ray"
+    SERIAL = "serial"
+
+
+class TrackingKind(StrEnum):
+    NONE = "none"
+    WANDB = "wandb"
+
+
+class TrackingMode(StrEnum):
+    OFFLINE = "offline"
+    ONLINE = "online"
+
+
+class PlanMode(StrEnum):
+    ONLY = "only"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrowthConfig:
+    """When (`step` of the trunk) and how a trunk state grows, and how its branch then trains."""
+
+    step: int
+    method: DepthMethod
+    depth_factor: int
+    width_method: WidthMethod
+    width_factor: int
+    noise_scale: float
+    optimizer_state: OptimizerState
+    warmup_steps: int
+    lr: float | None
+    seed: int | None
+
+    def __post_init__(self) -> None:
+        grows_depth, grows_width = (
+            self.method is not DepthMethod.NONE,
+            self.width_method is not WidthMethod.NONE,
+        )
+        check(
+            grows_depth or grows_width,
+            "growth.method=none and growth.width_method=none grow nothing; "
+            "choose one of them, or ask for controls: [sham]",
+        )
+        if grows_depth:
+            check(
+                self.depth_factor >= 2,
+                f"growth.depth_factor={self.depth_factor} must be at least 2, or set growth.method=none",
+            )
+        if grows_width:
+            check(
+                self.width_factor >= 2,
+                f"growth.width_factor={self.width_factor} must be at least 2, "
+                "or set growth.width_method=none",
+            )
+        check(self.step >= 0, f"growth.step={self.step} must not be negative; 0 is training from scratch")
+        check(self.noise_scale >= 0, f"growth.noise_scale={self.noise_scale} must not be negative")
+        check(self.warmup_steps >= 0, f"growth.warmup_steps={self.warmup_steps} must not be negative")
+        check(self.lr is None or self.lr > 0, f"growth.lr={self.lr} must be above 0, or null for train.lr")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrunkConfig:
+    """`steps` bounds `growth.step`; steps beyond `decay_from` are an anneal of the trunk's state there."""
+
+    steps: int
+    decay_from: int | None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "trunk", "steps")
+        check(
+            self.decay_from is None or 0 < self.decay_from < self.steps,
+            f"trunk.decay_from={self.decay_from} must lie in 1..{self.steps - 1}, below trunk.steps, "
+            "or be null",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetConfig:
+    """FLOPs after growth, or in all; the last `decay_fraction` of the extra FLOPs is an anneal."""
+
+    extra_flops: float | None
+    total_flops: float | None
+    decay_fraction: float
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("extra_flops", "total_flops") if getattr(self, name) is not None]
+        check(
+            len(given) == 1,
+            f"budget has {' and '.join(given) or 'neither extra_flops nor total_flops'}; "
+            "give exactly one of extra_flops and total_flops (the other null)",
+        )
+        check_positive(self, "budget", *given)
+        check(
+            0 <= self.decay_fraction < 1,
+            f"budget.decay_fraction={self.decay_fraction} must lie in [0, 1); 0 leaves out the anneal",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LaunchConfig:
+    """HOW: where and with what; none of it is part of any identity."""
+
+    executor: ExecutorKind
+    store: str
+    workers: int | None
+    threads: int
+    device: str
+    gpus_per_run: float | None
+    address: str
+    max_attempts: int
+    keep_every: int
+    checkpoint_s: float
+
+    def __post_init__(self) -> None:
+        check_positive(self, "launch", "threads", "max_attempts", "keep_every", "checkpoint_s")
+        check(
+            self.workers is None or self.workers > 0,
+            f"launch.workers={self.workers} must be above 0, or null",
+        )
+        check(
+            self.gpus_per_run is None or 0 <= self.gpus_per_run <= 1,
+            f"launch.gpus_per_run={self.gpus_per_run} must lie in 0..1 (one GPU or a share of it), "
+            "or be null",
+        )
+        check(
+            self.device in ("auto", "cpu", "cuda"), f"launch.device={self.device}; choose auto, cpu or cuda"
+        )
+        check(
+            self.address == "local" or self.address == "auto" or ":" in self.address,
+            f"launch.address={self.address}; choose local, auto or HOST:PORT",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    name: TrackingKind
+    mode: TrackingMode
+    project: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SweepConfig:
+    """One requested cell: everything `sweep.py` was told, checked."""
+
+    study_name: str
+    model: ModelConfig
+    data: DataConfig
+    at_growth: AtGrowth
+    train: TrainConfig
+    trunk: TrunkConfig
+    growth: GrowthConfig
+    budget: BudgetConfig
+    evaluate: EvaluateConfig
+    controls: tuple[Control, ...]
+    seed: int
+    launch: LaunchConfig
+    tracking: TrackingConfig
+    plan: PlanMode | None = None
+
+    @property
+    def corpus(self) -> str | None:
+        """The absolute folder of a corpus: HOW to reach it, never part of an identity."""
+        return os.path.abspath(self.data.path) if isinstance(self.data, TextConfig) else None
+
+    def __post_init__(self) -> None:
+        check(
+            self.growth.step <= self.trunk.steps,
+            f"growth.step={self.growth.step} is beyond trunk.steps={self.trunk.steps}; "
+            f"choose 0..{self.trunk.steps} or raise trunk.steps",
+        )
+        check(
+            self.train.schedule is Schedule.CONSTANT or self.budget.decay_fraction == 0,
+            f"budget.decay_fraction={self.budget.decay_fraction} anneals a constant rate; with "
+            f"train.schedule={self.train.schedule} the rate falls by itself: set budget.decay_fraction=0",
+        )
+        check(
+            self.train.schedule is Schedule.CONSTANT or self.trunk.decay_from is None,
+            f"trunk.decay_from={self.trunk.decay_from} needs train.schedule=constant",
+        )
+        check(
+            self.at_growth is not AtGrowth.DISJOINT or self.data.source == "world",
+            f"data.at_growth=disjoint needs tokens that nobody else reads; data={self.data.source} is "
+            "finite: choose continue or replay",
+        )
+        check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        check(
+            self.study_name != ""
+            and Path(self.study_name).name == self.study_name
+            and self.study_name[0] != ".",
+            f"study_name={self.study_name!r} must be usable as a folder's name",
+        )
+
+
+_SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "train": TrainConfig,
+    "trunk": TrunkConfig,
+    "growth": GrowthConfig,
+    "budget": BudgetConfig,
+    "evaluate": EvaluateConfig,
+    "launch": LaunchConfig,
+    "tracking": TrackingConfig,
+}
+_PLAIN: dict[str, Any] = {
+    "study_name": str,
+    "controls": tuple[Control, ...],
+    "seed": int,
+    "plan": PlanMode | None,
+}
+
+
+def parse_sweep(mapping: dict[str, Any]) -> SweepConfig:
+    """Makes a SweepConfig of a resolved configuration; every fault is a ValueError with the field's path."""
+    known = {*_SECTIONS, *_PLAIN, "data"}
+    unknown = sorted(set(mapping) - known)
+    check(not unknown, f"unknown key {', '.join(unknown)}; the top level has: {', '.join(sorted(known))}")
+    missing = sorted(known - {"plan"} - set(mapping))
+    check(not missing, f"missing key {', '.join(missing)}")
+    sections = {name: _parse_section(name, _text(mapping[name])) for name in _SECTIONS}
+    data, at_growth = _parse_data_section(_text(mapping["data"]))
+    plain = {name: parse(cls, mapping[name], name) for name, cls in _PLAIN.items() if name in mapping}
+    return SweepConfig(**sections, **plain, data=data, at_growth=at_growth)
+
+
+# Most sections are the same in all cells of a grid: each distinct text of one is parsed once.
+def _text(section: Any) -> str:
+    return json.dumps(section, sort_keys=True)
+
+
+@lru_cache(maxsize=4096)
+def _parse_section(name: str, text: str) -> Any:
+    return parse(_SECTIONS[name], json.loads(text), name)
+
+
+@lru_cache(maxsize=64)
+def _parse_data_section(text: str) -> tuple[DataConfig, AtGrowth]:
+    section = json.loads(text)
+    check(isinstance(section, dict), f"data={section!r} must be a group of keys")
+    at_growth = parse(AtGrowth, section.pop("at_growth", None), "data.at_growth")
+    return parse_data(section), at_growth

@@ -1,0 +1,156 @@
+"""The driver's loop: hands ready tasks to an executor until nothing more can be done."""
+
+import heapq
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from sweeps.outcome import Order, Outcome, Result
+from sweeps.plan import Plan, Task
+
+BUSY_RETRY_S = 1.0  # a killed driver's worker may hold a trajectory's lock for another second
+
+
+class Executor(Protocol):
+    """Runs orders somewhere. `wait` returns what ended, after at most `timeout_s` if nothing did."""
+
+    slots: int
+
+    def submit(self, order: Order) -> None: ...
+    def wait(self, timeout_s: float) -> list[Outcome]: ...
+    def close(self) -> None: ...
+
+
+class Status(StrEnum):
+    TODO = "todo"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    BLOCKED = "blocked"
+    DIVERGED = "diverged"
+    LOST = "lost"
+
+
+@dataclass
+class Execution:
+    """What became of each task of a plan."""
+
+    status: dict[str, Status]
+    errors: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    spent_flops: float = 0.0
+    work_s: float = 0.0
+    stopped: bool = False
+
+
+def execute(
+    plan: Plan,
+    executor: Executor,
+    *,
+    max_attempts: int,
+    stopping: Callable[[], bool],
+    observe: Callable[[Task, Status, Outcome | None], None],
+) -> Execution:
+    """Runs every task whose needs are met, longest remaining path first; siblings of a failure go on."""
+    return _Driver(plan, executor, max_attempts, stopping, observe).run()
+
+
+class _Driver:
+    def __init__(self, plan: Plan, executor: Executor, max_attempts: int, stopping, observe):
+        self.plan, self.executor, self.max_attempts = plan, executor, max_attempts
+        self.stopping, self.observe = stopping, observe
+        self.tasks = plan.tasks
+        self.execution = Execution(status=dict.fromkeys(plan.tasks, Status.TODO))
+        self.waiting_for = {
+            task.id: {need for need in task.needs if need in plan.tasks} for task in plan.tasks.values()
+        }
+        self.dependants: dict[str, list[str]] = defaultdict(list)
+        for task_id, needs in self.waiting_for.items():
+            for need in needs:
+                self.dependants[need].append(task_id)
+        self.attempts: dict[str, int] = defaultdict(int)
+        self.running: set[str] = set()
+        self.ready: list[tuple[float, str]] = []
+        self.later: list[tuple[float, str]] = []  # (not before, task)
+        for task_id, needs in self.waiting_for.items():
+            if not needs:
+                self._push(task_id)
+
+    def run(self) -> Execution:
+        while True:
+            self._submit_ready()
+            if not self.running and (self.stopping() or not (self.ready or self.later)):
+                break
+            for outcome in self.executor.wait(timeout_s=0.2):
+                self.running.discard(outcome.task_id)
+                self.execution.spent_flops += outcome.trained_flops
+                self.execution.work_s += outcome.wall_s
+                self.execution.warnings.extend(outcome.warnings)
+                self._settle(outcome)
+        self.execution.stopped = self.stopping()
+        return self.execution
+
+    def _submit_ready(self) -> None:
+        if self.stopping():
+            return
+        now = time.monotonic()
+        for entry in [e for e in self.later if e[0] <= now]:
+            self.later.remove(entry)
+            self._push(entry[1])
+        while self.ready and len(self.running) < self.executor.slots:
+            _, task_id = heapq.heappop(self.ready)
+            task = self.tasks[task_id]
+            self.running.add(task_id)
+            self._set(task_id, Status.RUNNING)
+            self.executor.submit(
+                Order(
+                    task_id=task_id,
+                    trajectory_id=task.trajectory.id,
+                    step=task.step,
+                    evaluations=task.evaluations,
+                    rewind=task.rewind,
+                )
+            )
+
+    def _settle(self, outcome: Outcome) -> None:
+        task_id = outcome.task_id
+        match outcome.result:
+            case Result.DONE:
+                self._set(task_id, Status.DONE, outcome)
+                for other in self.dependants[task_id]:
+                    self.waiting_for[other].discard(task_id)
+                    if not self.waiting_for[other] and self.execution.status[other] is Status.TODO:
+                        self._push(other)
+            case Result.BUSY:
+                self._set(task_id, Status.TODO)
+                self.later.append((time.monotonic() + BUSY_RETRY_S, task_id))
+            case Result.STOPPED:
+                self._set(task_id, Status.TODO)
+            case Result.DIVERGED:
+                self._end(task_id, Status.DIVERGED, Status.DIVERGED, outcome)
+            case Result.LOST:
+                self._end(task_id, Status.LOST, Status.LOST, outcome)
+            case Result.FAILED:
+                self.attempts[task_id] += 1
+                self.execution.errors[task_id] = outcome.error or ""
+                if self.attempts[task_id] < self.max_attempts:
+                    self._set(task_id, Status.TODO)
+                    self._push(task_id)
+                else:
+                    self._end(task_id, Status.FAILED, Status.BLOCKED, outcome)
+
+    def _end(self, task_id: str, status: Status, of_dependants: Status, outcome: Outcome | None) -> None:
+        self._set(task_id, status, outcome)
+        for other in self.dependants[task_id]:
+            if self.execution.status[other] is Status.TODO:
+                self._end(other, of_dependants, of_dependants, None)
+
+    def _set(self, task_id: str, status: Status, outcome: Outcome | None = None) -> None:
+        self.execution.status[task_id] = status
+        self.observe(self.tasks[task_id], status, outcome)
+
+    def _push(self, task_id: str) -> None:
+        heapq.heappush(self.ready, (-self.plan.remaining_flops[task_id], task_id))

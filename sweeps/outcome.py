@@ -1,0 +1,37 @@
+"""What travels between driver and worker: an order, and what became of it. Numbers and names only."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """A task as it travels: bring a trajectory to `step` and evaluate it there (see plan.Task)."""
+
+    task_id: str
+    trajectory_id: str
+    step: int
+    evaluations: tuple[tuple[str, int], ...]
+    rewind: bool
+
+
+class Result(StrEnum):
+    """How an attempt ended. BUSY: another process writes the trajectory. STOPPED: the driver asked for it.
+    LOST: a state it needs turned out corrupt and was set aside."""
+
+    DONE = "done"
+    BUSY = "busy"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    LOST = "lost"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    task_id: str
+    result: Result
+    trained_flops: float = 0.0
+    wall_s: float = 0.0
+    error: str | None = None
+    warnings: tuple[str, ...] = ()

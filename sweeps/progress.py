@@ -1,0 +1,263 @@
+"""What the user sees: the plan before, one live view or plain lines during, a table at the end."""
+
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sweeps.cell import BRANCH, SCRATCH, Cell
+from sweeps.config import Control, LaunchConfig
+from sweeps.execute import Execution, Status
+from sweeps.outcome import Outcome
+from sweeps.plan import Plan, Task
+from sweeps.store import Store
+from sweeps.trajectory import Kind
+
+Observer = Callable[[Task, Status, Outcome | None], None]
+MAX_ROWS = 40
+
+
+class View:
+    """Speaks to one console; lines are plain where it is not a terminal."""
+
+    def __init__(self, study_name: str, store: Store, console: Console | None = None):
+        self.study_name, self.store = study_name, store
+        self.console = console or _console()
+
+    # -- before ------------------------------------------------------------------------------------------
+
+    def show_plan(self, plan: Plan, predicted_s: float | None) -> None:
+        numbers = plan.summary()
+        todo = numbers["flops_todo"] + numbers["flops_rewind"]
+        time_text = (
+            "time unknown: nothing has run in this store" if predicted_s is None else _duration(predicted_s)
+        )
+        table = Table.grid(padding=(0, 2))
+        table.add_row("study", self.study_name)
+        cells = f"{numbers['cells']} requested, {numbers['controls']} controls"
+        table.add_row("cells", cells + _collapsed(plan))
+        table.add_row("trajectories", str(numbers["trajectories"]))
+        table.add_row("tasks", f"{numbers['todo_tasks']} to do, {numbers['cached_tasks']} cached")
+        ratio = numbers["flops_naive"] / numbers["flops_shared"]
+        table.add_row(
+            "FLOPs",
+            f"{numbers['flops_naive']:.3g} if every cell ran alone, {numbers['flops_shared']:.3g} shared "
+            f"({ratio:.1f}x less); {numbers['flops_todo']:.3g} to do, "
+            f"{numbers['flops_rewind']:.3g} to rewind",
+        )
+        if todo:
+            table.add_row("expected", f"{time_text}; {_bytes(plan.disk_bytes)} of states")
+        self.console.print(table)
+        for note in _collapse_notes(plan):
+            self.console.print(f"note: {note}")
+
+    # -- during ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def running(self, plan: Plan, launch: LaunchConfig) -> Iterator[Observer]:
+        """Gives the observer that the driver tells of every change of a task."""
+        if self.console.is_terminal:
+            with _Bars(plan, self.store, self.console) as bars:
+                yield bars.observe
+        else:
+            yield _Lines(plan, self.console).observe
+
+    # -- after -------------------------------------------------------------------------------------------
+
+    def show_end(
+        self,
+        plan: Plan,
+        execution: Execution,
+        statuses: Counter,
+        results: dict[str, Any],
+        stopped: bool,
+    ) -> None:
+        self.console.print(_result_table(plan, self.store, results))
+        for warning in execution.warnings:
+            self.console.print(f"warning: {warning}")
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+        spent = f"{execution.spent_flops:.3g} FLOPs trained"
+        if plan.flops_todo and not stopped:
+            spent += f", {execution.spent_flops / (plan.flops_todo + plan.flops_rewind):.3f} of the plan"
+        self.console.print(f"{self.study_name}: cells {counts}; {spent}; stored in {self.store.root}")
+        for task_id, error in execution.errors.items():
+            if execution.status.get(task_id) is Status.FAILED:
+                last = error.strip().splitlines()[-1] if error.strip() else "unknown error"
+                self.console.print(f"failed: {describe(plan.tasks[task_id])}: {last}")
+                self.console.print(
+                    f"        traceback in {self.store.folder(task_id.split('@')[0])}/attempts"
+                )
+        if stopped or statuses["failed"] or statuses["blocked"]:
+            why = "stopped; states are saved. To go on" if stopped else "To try again what failed"
+            self.console.print(f"{why}: {shlex.join(['python', *sys.argv])}", soft_wrap=True)
+
+
+def describe(task: Task) -> str:
+    """A task in words: what kind of line, where it comes from, how far it goes."""
+    trajectory = task.trajectory
+    words = [trajectory.kind.value]
+    if trajectory.kind is Kind.BRANCH:
+        assert trajectory.parent is not None
+        how = trajectory.operator.method.value if trajectory.operator.grows else "sham"
+        words.append(f"{how} at step {trajectory.parent.step}")
+    if trajectory.kind is Kind.ANNEAL:
+        assert trajectory.parent is not None
+        words.append(f"of {trajectory.parent.trajectory.slug} at {trajectory.parent.step}")
+    words.append(f"seed {trajectory.seed}")
+    verb = (
+        "grow"
+        if task.step == 0
+        else "evaluate"
+        if task.start == task.step
+        else "rewind"
+        if task.rewind
+        else ""
+    )
+    return f"{' '.join(words)}: {verb + ' ' if verb else ''}to step {task.step}"
+
+
+class _Lines:
+    """One line for each task that ended."""
+
+    def __init__(self, plan: Plan, console: Console):
+        self.console, self.total, self.ended = console, len(plan.tasks), 0
+
+    def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
+        if status in (Status.RUNNING, Status.TODO):
+            return
+        self.ended += 1
+        seconds = f" in {outcome.wall_s:.1f} s" if outcome else ""
+        self.console.print(
+            f"[{self.ended}/{self.total}] {status.value}: {describe(task)}{seconds}", markup=False
+        )
+
+
+class _Bars(Progress):
+    """A bar for the whole study and one for each running task, read from the store's own lines."""
+
+    def __init__(self, plan: Plan, store: Store, console: Console):
+        super().__init__(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=console,
+            refresh_per_second=4,
+            speed_estimate_period=120,
+        )
+        self.store = store
+        self.flops_done = 0.0
+        self.of_task: dict[str, tuple[Any, Task]] = {}
+        total = max(1.0, plan.flops_todo + plan.flops_rewind)
+        self.whole = self.add_task("study", total=total, note=f"0/{len(plan.tasks)} tasks")
+        self.ended, self.count = 0, len(plan.tasks)
+
+    def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
+        if status is Status.RUNNING:
+            bar = self.add_task(describe(task), total=max(1, task.step - task.start), note="")
+            self.of_task[task.id] = (bar, task)
+            return
+        if task.id in self.of_task:
+            self.remove_task(self.of_task.pop(task.id)[0])
+        if status is not Status.TODO:
+            self.ended += 1
+            self.flops_done += task.flops
+            self.console.print(f"{status.value}: {describe(task)}", markup=False)
+
+    def get_renderables(self) -> Iterator[Any]:
+        running = 0.0
+        for bar, task in list(self.of_task.values()):
+            line = self.store.last_metric(task.trajectory.id)
+            if line and task.start <= line["step"] <= task.step:
+                done = line["step"] - task.start
+                running += done * task.trajectory.flops_per_step
+                self.update(bar, completed=done, note=f"loss {line['loss']:.3f}")
+        self.update(self.whole, completed=self.flops_done + running, note=f"{self.ended}/{self.count} tasks")
+        yield from super().get_renderables()
+
+
+def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:
+    table = Table(title=None, box=None, pad_edge=False)
+    columns = ["growth.step", "method", "seed", "sunk FLOPs", "base", "start", "final", "± se"]
+    columns += [c.value for c in Control if any(c in cell.controls for cell in plan.requested)]
+    for name in [*columns, "status"]:
+        table.add_column(name, justify="left" if name in ("method", "status") else "right")
+    seen: set[str] = set()
+    for cell in plan.requested[:MAX_ROWS]:
+        if cell.id not in seen:
+            seen.add(cell.id)
+            table.add_row(*_result_row(cell, store, columns), results[cell.id].status)
+    if len(plan.requested) > MAX_ROWS:
+        table.caption = f"{len(plan.requested) - MAX_ROWS} more rows: see report.py"
+    return table
+
+
+def _result_row(cell: Cell, store: Store, columns: list[str]) -> list[str]:
+    operator = cell.start.trajectory.operator if cell.start else None
+    names = [operator.method.value, operator.width_method.value] if operator else []
+    method = "+".join(name for name in names if name != "none") or SCRATCH
+    accs = {role: _score(store, cell, key) for role, key in cell.states().items()}
+    controls = {str(c): _score(store, other, other.leaf) for c, other in cell.controls.items()}
+    fixed = {
+        "growth.step": str(cell.config.growth.step),
+        "method": method if cell.kind == BRANCH else cell.kind,
+        "seed": str(cell.config.seed),
+        "sunk FLOPs": f"{cell.sunk_flops:.3g}",
+        "± se": _score(store, cell, cell.leaf, "acc_se"),
+    }
+    return [str(fixed.get(c) or accs.get(c) or controls.get(c) or "–") for c in columns]
+
+
+def _score(store: Store, cell: Cell, address: Any, field: str = "acc") -> str | None:
+    for line in store.evals(address.trajectory.id):
+        if (line["step"], line["eval_id"]) == (address.step, cell.eval_id):
+            return f"{line[field]:.3f}"
+    return None
+
+
+def _collapsed(plan: Plan) -> str:
+    asked, distinct = len(plan.requested), len({cell.id for cell in plan.requested})
+    return f" ({asked} were asked for; some are the same)" if asked > distinct else ""
+
+
+def _collapse_notes(plan: Plan) -> list[str]:
+    """Which fields made no difference, for each group of requested cells that are one."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in plan.requested:
+        groups.setdefault(cell.id, []).append(cell)
+    notes: Counter = Counter()
+    for cells in groups.values():
+        if len(cells) > 1:
+            differing = {key: _values(cells, key) for key in _growth_fields(cells[0])}
+            moot = "; ".join(f"growth.{key}={','.join(v)}" for key, v in differing.items() if len(v) > 1)
+            notes[f"{moot or 'the same cell'} at growth.step={cells[0].config.growth.step} is one cell"] += 1
+    return list(notes)
+
+
+def _growth_fields(cell: Cell) -> list[str]:
+    return [name for name in cell.config.growth.__dataclass_fields__ if name != "step"]
+
+
+def _values(cells: list[Cell], key: str) -> list[str]:
+    return sorted({str(getattr(cell.config.growth, key)) for cell in cells})
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds / 60:.1f} min" if seconds >= 90 else f"about {seconds:.0f} s"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _console() -> Console:
+    """The terminal; where there is none, lines wide enough not to be broken."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)

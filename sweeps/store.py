@@ -1,0 +1,194 @@
+"""The store: the only truth about what was trained. Nothing is read that was not written whole.
+
+Layout: trajectories/<kind>-<slug>-<id>/{spec.json, metrics.jsonl, evals.jsonl, states/, attempts/},
+studies/<name>/{cells,plan,summary}.json, drivers/<run>.alive. Importing this needs no torch.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from moe.files import last_line, read_json, read_lines, write_json
+from sweeps.trajectory import Kind, Trajectory, from_identity, parse_address
+
+VERSION = 1
+
+
+class Busy(Exception):
+    """Another process is writing the trajectory."""
+
+
+class Store:
+    """Reads and writes one store folder. Making a Store writes nothing; `prepare` does."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self._folders: dict[str, Path] = {}
+        self._trajectories: dict[str, Trajectory] = {}
+        version = self.root / "store.json"
+        if version.exists() and read_json(version)["version"] > VERSION:
+            raise ValueError(
+                f"launch.store={self.root} has store version {read_json(version)['version']}, newer than the "
+                f"{VERSION} this release reads; update Regrow, or choose another store"
+            )
+
+    def prepare(self) -> None:
+        """Makes the folders; ValueError if the place cannot be written."""
+        try:
+            for name in ("trajectories", "studies", "drivers"):
+                (self.root / name).mkdir(parents=True, exist_ok=True)
+            if not (self.root / "store.json").exists():
+                write_json(self.root / "store.json", {"version": VERSION})
+        except OSError as error:
+            raise ValueError(f"launch.store={self.root} cannot be written: {error.strerror}") from error
+
+    # -- trajectories ------------------------------------------------------------------------------------
+
+    def folder(self, trajectory_id: str) -> Path | None:
+        """The folder of a trajectory, whatever it was called when made; None if there is none."""
+        if trajectory_id not in self._folders:
+            self._scan()
+        return self._folders.get(trajectory_id)
+
+    def add(self, trajectory: Trajectory) -> None:
+        """Records a trajectory and its ancestors; what is recorded already stays as it is."""
+        with FileLock(self.root / "trajectories" / ".lock"):
+            self._scan()
+            self._add(trajectory)
+
+    def _add(self, trajectory: Trajectory) -> None:
+        if trajectory.parent is not None:
+            self._add(trajectory.parent.trajectory)
+        if trajectory.id in self._folders:
+            return
+        name = f"{trajectory.kind}-{trajectory.slug}-{trajectory.id}"
+        folder = self.root / "trajectories" / name
+        (folder / "states").mkdir(parents=True, exist_ok=True)
+        spec = {
+            "trajectory_id": trajectory.id,
+            "kind": trajectory.kind.value,
+            "identity": trajectory.identity,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_json(folder / "spec.json", spec)
+        self._folders[trajectory.id] = folder
+
+    def _scan(self) -> None:
+        try:
+            entries = list(os.scandir(self.root / "trajectories"))
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            trajectory_id = entry.name.rsplit("-", 1)[-1]
+            if trajectory_id not in self._folders and os.path.exists(f"{entry.path}/spec.json"):
+                self._folders[trajectory_id] = Path(entry.path)
+
+    def _existing(self, trajectory_id: str) -> Path:
+        folder = self.folder(trajectory_id)
+        if folder is None:
+            raise ValueError(f"{self.root} holds no trajectory {trajectory_id}")
+        return folder
+
+    def spec(self, trajectory_id: str) -> dict[str, Any]:
+        return read_json(self._existing(trajectory_id) / "spec.json")
+
+    def load(self, trajectory_id: str) -> Trajectory:
+        """The trajectory rebuilt from its stored identity and that of its ancestors."""
+        if trajectory_id not in self._trajectories:
+            spec = self.spec(trajectory_id)
+            parent = spec["identity"].get("parent")
+            ancestor = self.load(parse_address(parent)[0]) if parent else None
+            trajectory = from_identity(spec["identity"], Kind(spec["kind"]), ancestor)
+            assert trajectory.id == trajectory_id, f"{trajectory_id} rebuilt as {trajectory.id}"
+            self._trajectories[trajectory_id] = trajectory
+        return self._trajectories[trajectory_id]
+
+    @contextmanager
+    def writing(self, trajectory_id: str) -> Iterator[Path]:
+        """Holds the trajectory's OS lock for the block, giving its folder; raises Busy, never waits."""
+        folder = self._existing(trajectory_id)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(trajectory_id) from None
+        try:
+            yield folder
+        finally:
+            lock.release()
+
+    # -- states ------------------------------------------------------------------------------------------
+
+    def state_folder(self, trajectory_id: str, step: int) -> Path:
+        return self._existing(trajectory_id) / "states" / f"step_{step:08d}"
+
+    def stored_steps(self, trajectory_id: str) -> list[int]:
+        """Steps of the trajectory whose state is stored whole, ascending."""
+        folder = self.folder(trajectory_id)
+        if folder is None:
+            return []
+        names = [entry.name for entry in os.scandir(folder / "states") if entry.name.startswith("step_")]
+        whole = [name for name in names if (folder / "states" / name / "DONE.json").exists()]
+        return sorted(int(name.removeprefix("step_")) for name in whole)
+
+    # -- lines -------------------------------------------------------------------------------------------
+
+    def metrics(self, trajectory_id: str) -> list[dict[str, Any]]:
+        return self._lines(trajectory_id, "metrics.jsonl")
+
+    def last_metric(self, trajectory_id: str) -> dict[str, Any] | None:
+        """The newest line of metrics, read from the end of the file."""
+        folder = self.folder(trajectory_id)
+        return last_line(folder / "metrics.jsonl") if folder else None
+
+    def evals(self, trajectory_id: str) -> list[dict[str, Any]]:
+        return self._lines(trajectory_id, "evals.jsonl")
+
+    def evaluated(self, trajectory_id: str) -> set[tuple[int, str]]:
+        """(step, eval_id) of every evaluation that is stored."""
+        return {(line["step"], line["eval_id"]) for line in self.evals(trajectory_id)}
+
+    def diverged(self, trajectory_id: str) -> int | None:
+        """The step at which training diverged, if it did."""
+        folder = self.folder(trajectory_id)
+        path = folder / "diverged.json" if folder else None
+        return read_json(path)["step"] if path and path.exists() else None
+
+    def wall_s(self, trajectory_id: str) -> float | None:
+        """Seconds of work spent on a trajectory by all its attempts."""
+        folder = self.folder(trajectory_id)
+        times = sorted(folder.glob("attempts/*/timing.jsonl")) if folder else []
+        return sum(line["wall_s"] for path in times for line in read_lines(path)) if times else None
+
+    def _lines(self, trajectory_id: str, name: str) -> list[dict[str, Any]]:
+        folder = self.folder(trajectory_id)
+        return read_lines(folder / name) if folder else []
+
+    # -- studies -----------------------------------------------------------------------------------------
+
+    def studies(self) -> list[str]:
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root / "studies") if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def study(self, name: str) -> dict[str, Any]:
+        """{"cells", "plan", "summary"} of a study, None where a file is missing; ValueError if unknown."""
+        folder = self.root / "studies" / name
+        if name not in self.studies():
+            known = ", ".join(self.studies()) or "none yet"
+            raise ValueError(f"study={name} is not in {self.root}; it holds: {known}")
+        paths = {key: folder / f"{key}.json" for key in ("cells", "plan", "summary")}
+        return {key: read_json(path) if path.exists() else None for key, path in paths.items()}
+
+    def write_study(self, name: str, **files: Any) -> None:
+        """Replaces the named files (`cells`, `plan`, `summary`) of a study."""
+        folder = self.root / "studies" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, value in files.items():
+            write_json(folder / f"{key}.json", value)

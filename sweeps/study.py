@@ -1,0 +1,253 @@
+"""run_study: parse, check, plan, print, execute, summarise. All three ways in (one cell, a grid, a sweeper
+that asks batch by batch) end here."""
+
+import contextlib
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moe.data import open_data
+from sweeps.cell import Cell, data_json, resolve, row, unique_tokens
+from sweeps.config import PlanMode, SweepConfig, TrackingKind, parse_sweep
+from sweeps.execute import Execution, Status, execute
+from sweeps.executors import Executors
+from sweeps.plan import Plan, make_plan
+from sweeps.progress import View
+from sweeps.provenance import git_commit
+from sweeps.store import Store
+
+REPLANS = 5  # rounds in which corrupt states are set aside and derived again
+
+
+class Refused(Exception):
+    """A request that was turned down before anything was written: one line for a person."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellResult:
+    """The outcome of one requested cell; `final_acc` only if it is done, `message` only if it is not."""
+
+    cell_id: str
+    status: str
+    final_acc: float | None
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyResult:
+    """`cells` in the order they were requested; `exit_code` as in DESIGN: 0, 1 failed, 130 interrupted."""
+
+    cells: list[CellResult]
+    exit_code: int
+    planned_only: bool = False
+
+
+def run_study(mappings: list[dict[str, Any]], executors: Executors | None = None) -> StudyResult:
+    """Runs the cells of resolved configurations; what is stored is not run again.
+
+    Raises Refused, with nothing written, when any of them is wrong.
+    """
+    try:
+        configs = [parse_sweep(mapping) for mapping in mappings]
+        _check_together(configs)
+        cells = [resolve(config) for config in configs]
+        store = Store(configs[0].launch.store)
+        plan = make_plan(cells, store)
+        _check_collapse(plan)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    study = _Study(configs[0], plan, store, executors)
+    study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
+    if configs[0].plan is PlanMode.ONLY:
+        return StudyResult(cells=[], exit_code=0, planned_only=True)
+    return study.run()
+
+
+class _Study:
+    def __init__(self, config: SweepConfig, plan: Plan, store: Store, executors: Executors | None):
+        self.config, self.plan, self.store = config, plan, store
+        self.own_executors = executors is None
+        self.executors = executors or Executors()
+        self.view = View(config.study_name, store)
+        self.begin = time.time()
+        self.execution = Execution(status=dict.fromkeys(plan.tasks, Status.TODO))
+        self.cached = {cell.id for cell in plan.cells.values() if self._status(cell) == "done"}
+        self.before = plan  # the plan as it was printed; `plan` is made anew when a state was lost
+
+    def run(self) -> StudyResult:
+        try:
+            self.store.prepare()
+            for trajectory in self.plan.trajectories.values():
+                self.store.add(trajectory)
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        self._write()
+        stopping = False
+        try:
+            if self.plan.tasks:
+                with self._stop_on_signal() as is_stopping:
+                    self._execute(is_stopping)
+                    stopping = is_stopping()
+        finally:
+            self._write(summary=True)
+            if self.own_executors:
+                self.executors.close()
+        self._track()
+        return self._finish(stopping)
+
+    def _execute(self, is_stopping: Callable[[], bool]) -> None:
+        executor = self.executors.get(self.config, self._probe())
+        for _ in range(REPLANS):
+            with self.view.running(self.plan, self.config.launch) as observe:
+                execution = execute(
+                    self.plan,
+                    executor,
+                    max_attempts=self.config.launch.max_attempts,
+                    stopping=is_stopping,
+                    observe=observe,
+                )
+            execution.spent_flops += self.execution.spent_flops
+            execution.work_s += self.execution.work_s
+            execution.warnings[:0] = self.execution.warnings
+            self.execution = execution
+            if Status.LOST not in execution.status.values() or execution.stopped:
+                return
+            self.plan = make_plan(self.plan.requested, self.store)
+
+    def _probe(self) -> tuple[str, int, int]:
+        evaluate = self.config.evaluate
+        return self.plan.requested[0].probe_eval_id, evaluate.probe_items, evaluate.probe_every
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self) -> Iterator[Callable[[], bool]]:
+        """Ctrl-C and SIGTERM ask workers to save and return; a second Ctrl-C does not wait for them."""
+        asked: list[int] = []
+
+        def ask(signum: int, frame: Any) -> None:
+            asked.append(signum)
+            self.executors.stop()
+            if len(asked) > 1:
+                raise KeyboardInterrupt
+
+        before = {name: signal.signal(name, ask) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield lambda: bool(asked)
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    # -- what is written ---------------------------------------------------------------------------------
+
+    def _write(self, summary: bool = False) -> None:
+        requested = {cell.id for cell in self.plan.requested}
+        corpus = open_data(json.loads(data_json(self.config.data)), self.config.corpus).unique_tokens
+        rows = []
+        for cell in self.plan.cells.values():
+            facts = row(cell, cell.id in requested)
+            facts["unique_tokens"] = unique_tokens(facts["path"], corpus)
+            facts["epochs"] = facts["tokens"] / corpus if corpus else None
+            facts["status"] = self._status(cell)
+            rows.append(facts)
+        name = self.config.study_name
+        self.store.write_study(name, cells={"study": name, "cells": rows}, plan=self.before.summary())
+        if summary:
+            self.store.write_study(name, summary=self._summary(rows))
+
+    def _summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Counts are of cells, controls included; `runs` holds every run of the study, this one last."""
+        counts = Counter(facts["status"] for facts in rows)
+        wall_s = time.time() - self.begin
+        run = {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.begin)),
+            "done": counts["done"] - len(self.cached),
+            "cached": len(self.cached),
+            "failed": counts["failed"],
+            "blocked": counts["blocked"],
+            "diverged": counts["diverged"],
+            "spent_flops": self.execution.spent_flops,
+            "planned_flops": self.before.flops_todo + self.before.flops_rewind,
+            "work_s": self.execution.work_s,
+            "wall_s": wall_s,
+        }
+        earlier = self.store.study(self.config.study_name)["summary"]
+        return {
+            **run,
+            "runs": [*(earlier["runs"] if earlier else []), run],
+            "git_commit": git_commit(),
+            "warnings": self.execution.warnings,
+        }
+
+    def _status(self, cell: Cell) -> str:
+        states = [address.key for address in cell.states().values()]
+        missing = [key for key in states if (key[1], cell.eval_id) not in self.store.evaluated(key[0])]
+        if not missing:
+            return "done"
+        if any(key in self.plan.diverged for key in missing):
+            return "diverged"
+        found = {self.execution.status.get(f"{id}@{step}", Status.TODO) for id, step in missing}
+        for status in (Status.FAILED, Status.DIVERGED, Status.BLOCKED):
+            if status in found:
+                return status.value
+        return "todo"
+
+    # -- the end -----------------------------------------------------------------------------------------
+
+    def _track(self) -> None:
+        if self.config.tracking.name is TrackingKind.WANDB:
+            from sweeps.tracking import publish
+
+            publish(self.store, self.config.study_name, self.config.tracking)
+
+    def _finish(self, stopping: bool) -> StudyResult:
+        results = [self._result(cell) for cell in self.plan.requested]
+        statuses = Counter(self._status(cell) for cell in self.plan.cells.values())
+        self.view.show_end(self.plan, self.execution, statuses, {r.cell_id: r for r in results}, stopping)
+        failed = statuses["failed"] + statuses["blocked"]
+        return StudyResult(cells=results, exit_code=130 if stopping else 1 if failed else 0)
+
+    def _result(self, cell: Cell) -> CellResult:
+        status = self._status(cell)
+        if status == "done":
+            return CellResult(cell_id=cell.id, status=status, final_acc=final_acc(self.store, cell))
+        errors = [self.execution.errors.get(str(a), "") for a in cell.states().values()]
+        message = next(filter(None, errors), f"cell {cell.id} is {status}")
+        return CellResult(cell_id=cell.id, status=status, final_acc=None, message=message)
+
+
+def final_acc(store: Store, cell: Cell) -> float:
+    trajectory_id, step = cell.leaf.key
+    lines = store.evals(trajectory_id)
+    return next(line["acc"] for line in lines if (line["step"], line["eval_id"]) == (step, cell.eval_id))
+
+
+def _check_together(configs: list[SweepConfig]) -> None:
+    """One study has one store, one way to run and one corpus."""
+    first = configs[0]
+    for config in configs[1:]:
+        for section in ("study_name", "launch", "tracking", "plan"):
+            a, b = getattr(first, section), getattr(config, section)
+            if a != b:
+                raise ValueError(f"{section} differs between cells ({a} and {b}); it cannot be swept")
+
+
+def _check_collapse(plan: Plan) -> None:
+    distinct = {cell.id for cell in plan.requested}
+    if len(plan.requested) > 1 and len(distinct) == 1:
+        raise ValueError(
+            f"the {len(plan.requested)} requested cells are all one: nothing that was swept changes what is "
+            "trained or measured; sweep a field that does, or ask for one cell without -m"
+        )
+
+
+def _predict_s(plan: Plan, store: Store) -> float | None:
+    """Seconds, from the fastest rate of FLOPs any run in this store has kept up for five seconds."""
+    rates = []
+    for name in store.studies():
+        summary = store.study(name)["summary"]
+        runs = summary["runs"] if summary else []
+        rates += [run["spent_flops"] / run["wall_s"] for run in runs if run["wall_s"] > 5]
+    return (plan.flops_todo + plan.flops_rewind) / max(rates) if any(rates) else None

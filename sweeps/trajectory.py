@@ -1,0 +1,203 @@
+"""A trajectory is one line of training from one start; its id is the hash of the science that makes it.
+
+No torch here. A child (branch or anneal) hashes its parent's address, the operator, its own learning-rate
+function and optimizer-state rule, and inherits the rest through its parent without restating it.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Any
+
+from moe import flops
+from moe.config import (
+    AtGrowth,
+    LearningRate,
+    ModelConfig,
+    Operator,
+    OptimizerState,
+    TrainConfig,
+    canonical_json,
+    digest,
+    parse,
+    to_plain,
+)
+
+# Raised when the numerics of a kind change: states made before then have other ids.
+INIT_VERSION = 1
+CHILD_VERSION = 1
+
+
+class Kind(StrEnum):
+    TRUNK = "trunk"
+    SCRATCH = "scratch"
+    BRANCH = "branch"
+    ANNEAL = "anneal"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """One line of training. `kind` is a label: equal science has one id, whatever it is called.
+
+    `data` is the canonical JSON of the data identity. `parent` is None for a random start.
+    """
+
+    kind: Kind
+    model: ModelConfig
+    data: str
+    train: TrainConfig
+    seed: int
+    learning_rate: LearningRate
+    parent: "Address | None" = None
+    operator: Operator = field(default_factory=Operator)
+    optimizer_state: OptimizerState = OptimizerState.RESET
+    at_growth: AtGrowth = AtGrowth.CONTINUE
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What is hashed. Every field of it can change the numbers; nothing else can."""
+        if self.parent is None:
+            return {
+                "version": INIT_VERSION,
+                "model": to_plain(self.model),
+                "data": json.loads(self.data),
+                "train": to_plain(self.train),
+                "learning_rate": to_plain(self.learning_rate),
+                "seed": self.seed,
+            }
+        return {
+            "version": CHILD_VERSION,
+            "parent": str(self.parent),
+            "operator": to_plain(self.operator),
+            "learning_rate": to_plain(self.learning_rate),
+            "optimizer_state": self.optimizer_state.value,
+            "at_growth": self.at_growth.value,
+        }
+
+    @cached_property
+    def id(self) -> str:
+        return digest(self.identity)
+
+    @cached_property
+    def flops_per_step(self) -> float:
+        """Training FLOPs of one step (convention of moe/flops.py)."""
+        return self.train.tokens_per_step * flops.train_flops_per_token(self.model, self.train.seq_len)
+
+    @cached_property
+    def root(self) -> "Trajectory":
+        return self if self.parent is None else self.parent.trajectory.root
+
+    @cached_property
+    def stream(self) -> str:
+        """The name of the token stream that is read."""
+        if self.parent is None:
+            return "train"
+        return "disjoint" if self.at_growth is AtGrowth.DISJOINT else self.parent.trajectory.stream
+
+    @cached_property
+    def data_start(self) -> int:
+        """The data step of this trajectory's step 0."""
+        if self.parent is None or self.at_growth is AtGrowth.REPLAY:
+            return 0
+        return self.parent.trajectory.data_start + self.parent.step
+
+    @property
+    def slug(self) -> str:
+        """A few readable words for the folder's name; no part of the identity."""
+        words = [f"d{self.model.hidden_size}", f"l{self.model.num_layers}", f"e{self.model.num_experts}"]
+        if self.parent is None:
+            words.append(f"s{self.seed}")
+        else:
+            words.insert(0, f"at{self.parent.step}")
+            if self.operator.grows:
+                words.insert(1, self.operator.method.value)
+        return "-".join(words)
+
+    def at(self, step: int) -> "Address":
+        return Address(self, step)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Address:
+    """The address of a state: a trajectory and a step of it."""
+
+    trajectory: Trajectory
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.trajectory.id}@{self.step}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.trajectory.id, self.step
+
+    def segments(self) -> "list[tuple[Trajectory, int]]":
+        """(trajectory, steps of it) from random init to this state."""
+        before = self.trajectory.parent.segments() if self.trajectory.parent else []
+        return [*before, (self.trajectory, self.step)]
+
+    @property
+    def flops(self) -> float:
+        """All training FLOPs from random init to this state."""
+        return sum(trajectory.flops_per_step * steps for trajectory, steps in self.segments())
+
+
+def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | None) -> Trajectory:
+    """The trajectory of a stored identity; `parent` is the one its address names, already rebuilt."""
+    learning_rate = parse(LearningRate, identity["learning_rate"], "learning_rate")
+    if parent is None:
+        return Trajectory(
+            kind=kind,
+            model=parse(ModelConfig, identity["model"], "model"),
+            data=canonical_json(identity["data"]),
+            train=parse(TrainConfig, identity["train"], "train"),
+            seed=identity["seed"],
+            learning_rate=learning_rate,
+        )
+    parent_id, step = parse_address(identity["parent"])
+    assert parent.id == parent_id, f"{parent.id} is not the parent {parent_id}"
+    operator = parse(Operator, identity["operator"], "operator")
+    return child(
+        parent.at(step),
+        kind=kind,
+        learning_rate=learning_rate,
+        operator=operator,
+        optimizer_state=OptimizerState(identity["optimizer_state"]),
+        at_growth=AtGrowth(identity["at_growth"]),
+    )
+
+
+def child(
+    parent: Address,
+    *,
+    kind: Kind,
+    learning_rate: LearningRate,
+    operator: Operator | None = None,
+    optimizer_state: OptimizerState = OptimizerState.COPY,
+    at_growth: AtGrowth = AtGrowth.CONTINUE,
+) -> Trajectory:
+    """A trajectory that starts from a state; without an operator it just goes on from it."""
+    operator = operator or Operator()
+    if optimizer_state is OptimizerState.RESCALE and operator.width_factor == 1:
+        optimizer_state = OptimizerState.COPY  # nothing was duplicated, so nothing is rescaled
+    source = parent.trajectory
+    return Trajectory(
+        kind=kind,
+        model=operator.apply_to(source.model) if operator.grows else source.model,
+        data=source.data,
+        train=source.train,
+        seed=source.seed,
+        learning_rate=learning_rate,
+        parent=parent,
+        operator=operator,
+        optimizer_state=optimizer_state,
+        at_growth=at_growth,
+    )
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    match = re.fullmatch(r"([0-9a-f]{12})@(\d+)", text)
+    assert match, f"{text!r} is not the address of a state"
+    return match[1], int(match[2])

@@ -1,0 +1,337 @@
+"""What a worker does with one task: find the state it starts from, train, evaluate, store.
+
+Runs in the driver (serial) or in a Ray actor. It knows a task by ids and numbers alone; everything else it
+reads from the store.
+"""
+
+import contextlib
+import os
+import time
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe import flops
+from moe.checkpoint import CorruptState, State, load_state, save_state
+from moe.data import Data, open_data
+from moe.evaluate import evaluate
+from moe.files import append_lines, keep_lines, read_json, write_json
+from moe.growth import grow_moments, grow_weights
+from moe.train import Diverged, Trainer, initial_state
+from sweeps.outcome import Order, Outcome, Result
+from sweeps.store import Busy, Store
+
+FLUSH_S = 0.5  # metrics reach the disk, and with it the live view, this often
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerOptions:
+    """HOW, for every task of one run. `probe` is (eval_id, items per family, steps between probes)."""
+
+    store: str
+    device: str
+    threads: int
+    keep_every: int
+    checkpoint_s: float
+    probe: tuple[str, int, int]
+    alive: str
+    corpus: str | None
+    git_commit: str | None
+
+
+class Stopped(Exception):
+    """The driver's alive file is gone."""
+
+
+@dataclass
+class _Journal:
+    """Counts of one attempt at a task."""
+
+    start: int = 0
+    trained_steps: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+def perform(order: Order, options: WorkerOptions) -> Outcome:
+    """Does one task and never raises: an exception becomes a failed outcome with its traceback stored."""
+    begin, journal = time.perf_counter(), _Journal()
+    store, error = Store(options.store), None
+    try:
+        with store.writing(order.trajectory_id) as folder:
+            result, error = _attempt(order, options, store, folder, journal)
+            wall_s = time.perf_counter() - begin
+            if result is not Result.FAILED:
+                timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": round(wall_s, 3)}
+                append_lines(_attempt_folder(folder) / "timing.jsonl", [timing])
+    except Busy:
+        result = Result.BUSY
+    except Exception:
+        result, error = Result.FAILED, traceback.format_exc()
+    return Outcome(
+        task_id=order.task_id,
+        result=result,
+        trained_flops=_flops(store, order, journal),
+        wall_s=time.perf_counter() - begin,
+        error=error,
+        warnings=tuple(journal.warnings),
+    )
+
+
+def _attempt(
+    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal
+) -> tuple[Result, str | None]:
+    try:
+        _Task(order, options, store, folder, journal).run()
+        return Result.DONE, None
+    except Stopped:
+        return Result.STOPPED, None
+    except Diverged as diverged:
+        write_json(folder / "diverged.json", {"step": diverged.step, "reason": str(diverged)})
+        return Result.DIVERGED, str(diverged)
+    except CorruptState as corrupt:
+        return Result.LOST, str(corrupt)
+    except Exception:
+        error = traceback.format_exc()
+        (_attempt_folder(folder) / "error.txt").write_text(f"{order.task_id}\n{error}")
+        return Result.FAILED, error
+
+
+class _Task:
+    def __init__(self, order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal):
+        self.order, self.options, self.store, self.folder, self.journal = (
+            order,
+            options,
+            store,
+            folder,
+            journal,
+        )
+        self.trajectory = store.load(order.trajectory_id)
+        identity = self.trajectory.root.identity
+        self.data: Data = open_data(identity["data"], options.corpus)
+        self.pending: list[dict[str, Any]] = []
+        self.transient: int | None = None  # a checkpoint that the next stored state replaces
+
+    def run(self) -> None:
+        state = self._starting_state()
+        self.journal.start = state.step
+        if not self.order.rewind:
+            self._forget_beyond(state.step)
+        trainer = self._trainer(state)
+        if state.step < self.order.step:
+            try:
+                self._train(trainer)
+            finally:
+                self._flush()
+        if not self._is_stored(self.order.step):
+            self._save(trainer)
+        elif self._is_transient(self.order.step):
+            self._save(trainer)  # the same bytes again, now to stay
+        self._evaluate_suites(trainer)
+
+    # -- where to start ----------------------------------------------------------------------------------
+
+    def _starting_state(self) -> State:
+        """The nearest stored state at or below the task's step; corrupt ones are set aside on the way."""
+        stored = [s for s in self.store.stored_steps(self.trajectory.id) if s <= self.order.step]
+        for step in reversed(stored):
+            folder = self.store.state_folder(self.trajectory.id, step)
+            try:
+                state = load_state(folder)
+            except CorruptState as corrupt:
+                self._set_aside(folder, corrupt)
+                continue
+            if self._is_transient(step) and not self.order.rewind:
+                self.transient = step
+            return state
+        parent = self.trajectory.parent
+        if parent is None:
+            return initial_state(self.trajectory.model, self.trajectory.seed)
+        return self._grown_state()
+
+    def _grown_state(self) -> State:
+        parent, trajectory = self.trajectory.parent, self.trajectory
+        assert parent is not None
+        folder = self.store.state_folder(parent.trajectory.id, parent.step)
+        if not (folder / "DONE.json").exists():
+            raise CorruptState(f"{folder} is gone")
+        try:
+            source = load_state(folder)
+        except CorruptState as corrupt:
+            self._set_aside(folder, corrupt)
+            raise
+        model = parent.trajectory.model
+        return State(
+            step=0,
+            weights=grow_weights(model, trajectory.operator, source.weights),
+            moments=grow_moments(model, trajectory.operator, trajectory.optimizer_state, source.moments),
+        )
+
+    def _set_aside(self, folder: Path, corrupt: CorruptState) -> None:
+        aside = folder.with_name(f".corrupt-{folder.name}-{time.time_ns()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(folder, aside)
+        self.journal.warnings.append(f"{corrupt}; set aside as {aside.name} and derived again")
+
+    def _forget_beyond(self, step: int) -> None:
+        """Cuts lines above the state that training resumes from; evaluations of stored states stay."""
+        stored = set(self.store.stored_steps(self.trajectory.id))
+        if any(other > step for other in stored):
+            return  # an evaluation of an earlier state: nothing is trained again
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            keep_lines(self.folder / name, lambda line: line["step"] <= step)
+
+    # -- training ----------------------------------------------------------------------------------------
+
+    def _trainer(self, state: State) -> Trainer:
+        train = self.trajectory.train
+        seed, start, stream = self.trajectory.seed, self.trajectory.data_start, self.trajectory.stream
+
+        def batches(step: int) -> Any:
+            return self.data.batch(seed, start + step, train.batch_size, train.seq_len, stream=stream)
+
+        return Trainer(
+            self.trajectory.model,
+            train,
+            self.trajectory.learning_rate,
+            batches,
+            state,
+            self.options.device,
+        )
+
+    def _train(self, trainer: Trainer) -> None:
+        saved = flushed = time.monotonic()
+        compare = self._stored_losses() if self.order.rewind else None
+        for line in trainer.steps(self.order.step):
+            self.journal.trained_steps += 1
+            if compare is not None:
+                self._compare(line, compare)
+            else:
+                self.pending.append(line)
+                self._probe(trainer)
+            now = time.monotonic()
+            if now - flushed > FLUSH_S:
+                self._flush()
+                flushed = now
+            if trainer.step == self.order.step:
+                break
+            if not os.path.exists(self.options.alive):
+                if compare is None:
+                    self._save(trainer, transient=True)
+                raise Stopped
+            if compare is None and self._is_kept(trainer.step):
+                self._save(trainer)
+                saved = now
+            elif compare is None and now - saved > self.options.checkpoint_s:
+                self._save(trainer, transient=True)
+                saved = now
+
+    def _is_kept(self, step: int) -> bool:
+        return self.trajectory.parent is None and step % self.options.keep_every == 0
+
+    def _probe(self, trainer: Trainer) -> None:
+        eval_id, items, every = self.options.probe
+        if trainer.step % every == 0:
+            self._flush()
+            self._evaluate(trainer, eval_id, items, "probe")
+
+    def _stored_losses(self) -> dict[int, float]:
+        return {line["step"]: line["loss"] for line in self.store.metrics(self.trajectory.id)}
+
+    def _compare(self, line: dict[str, Any], losses: dict[int, float]) -> None:
+        """A rewind is a free check of determinism: it must see the losses that were seen before."""
+        before = losses.get(line["step"])
+        if before is not None and before != line["loss"] and not self.journal.warnings:
+            self.journal.warnings.append(
+                f"rewinding {self.order.task_id}: loss {line['loss']} at step {line['step']}, "
+                f"{before} before; "
+                "another number of threads, device or torch version rounds differently"
+            )
+
+    # -- storing -----------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        append_lines(self.folder / "metrics.jsonl", self.pending)
+        self.pending.clear()
+
+    def _is_stored(self, step: int) -> bool:
+        return step in self.store.stored_steps(self.trajectory.id)
+
+    def _is_transient(self, step: int) -> bool:
+        done = self.store.state_folder(self.trajectory.id, step) / "DONE.json"
+        return done.exists() and read_json(done)["transient"]
+
+    def _save(self, trainer: Trainer, transient: bool = False) -> None:
+        """Lines first, then the state: a stored state has all its lines."""
+        self._flush()
+        transient = transient and not self._is_kept(trainer.step)
+        folder = self.store.state_folder(self.trajectory.id, trainer.step)
+        if trainer.step == 0 and self.trajectory.operator.grows:
+            write_json(folder.with_name("growth.json"), self._growth_record())
+        save_state(
+            folder,
+            trainer.state(),
+            transient=transient,
+            flops=trainer.step * self.trajectory.flops_per_step,
+            torch=torch.__version__,
+            git_commit=self.options.git_commit,
+        )
+        before, self.transient = self.transient, trainer.step if transient else None
+        if before is not None and before != trainer.step:
+            _remove_state(self.store.state_folder(self.trajectory.id, before))
+
+    def _growth_record(self) -> dict[str, Any]:
+        parent, model = self.trajectory.parent, self.trajectory.model
+        assert parent is not None
+        seq_len = self.trajectory.train.seq_len
+        return {
+            "parent": str(parent),
+            "operator": self.trajectory.identity["operator"],
+            "optimizer_state": self.trajectory.optimizer_state.value,
+            "sunk_flops": parent.flops,
+            **{
+                f"{when}_{name}": value
+                for when, shape in (("before", parent.trajectory.model), ("after", model))
+                for name, value in (
+                    ("total_params", flops.total_params(shape)),
+                    ("activated_params", flops.activated_params(shape)),
+                    ("train_flops_per_token", flops.train_flops_per_token(shape, seq_len)),
+                )
+            },
+        }
+
+    def _evaluate_suites(self, trainer: Trainer) -> None:
+        evaluated = self.store.evaluated(self.trajectory.id)
+        for eval_id, items in self.order.evaluations:
+            if (self.order.step, eval_id) not in evaluated:
+                self._evaluate(trainer, eval_id, items, "full")
+
+    def _evaluate(self, trainer: Trainer, eval_id: str, items: int, suite: str) -> None:
+        seq_len = self.trajectory.train.seq_len
+        scores = evaluate(trainer.model, self.data, items, seq_len=seq_len, device=self.options.device)
+        line = {"step": trainer.step, "eval_id": eval_id, "suite": suite, **scores}
+        append_lines(self.folder / "evals.jsonl", [line])
+
+
+def _remove_state(folder: Path) -> None:
+    """DONE.json goes first: from then on the state does not exist."""
+    (folder / "DONE.json").unlink(missing_ok=True)
+    for path in folder.glob("*"):
+        path.unlink()
+    folder.rmdir()
+
+
+def _attempt_folder(folder: Path) -> Path:
+    """attempts/NN of the attempt under way: one more than have ended in an error."""
+    failed = len(list(folder.glob("attempts/*/error.txt")))
+    attempt = folder / "attempts" / f"{failed + 1:02d}"
+    attempt.mkdir(parents=True, exist_ok=True)
+    return attempt
+
+
+def _flops(store: Store, order: Order, journal: _Journal) -> float:
+    if journal.trained_steps == 0:
+        return 0.0
+    return journal.trained_steps * store.load(order.trajectory_id).flops_per_step
