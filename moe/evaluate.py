@@ -1,4 +1,4 @@
-"""Held-out loss and multiple-choice accuracy. torch is imported on the first evaluation, never by a planner."""
+"""Held-out loss and multiple-choice accuracy. torch is imported by the first evaluation, not before."""
 
 import math
 import weakref
@@ -20,7 +20,7 @@ _HELD_OUT_TOKENS = 4  # held-out tokens read per item asked, in whole sequences
 
 
 def eval_id(config: EvaluateConfig, data_identity: dict[str, Any], suite: str) -> str:
-    """Names an evaluation: `suite` is `full` (`config.items` per family) or `probe` (`config.probe_items`)."""
+    """Names an evaluation: suite `full` asks `config.items` per family, `probe` asks `config.probe_items`."""
     if suite not in SUITES:
         raise ValueError(f"suite={suite} is not a choice; choose one of {', '.join(SUITES)}")
     num_items = config.items if suite == "full" else config.probe_items

@@ -58,8 +58,7 @@ def train_flops_per_token(model: ModelConfig, seq_len: int) -> float:
 def whole_steps(budget_flops: float, flops_per_step: float) -> int:
     """How many whole steps a budget buys; never overspent."""
     steps = int(budget_flops // flops_per_step)
-    assert steps * flops_per_step <= budget_flops
-    return steps
+    return steps if steps * flops_per_step <= budget_flops else steps - 1  # floats beyond 2^53 round up
 
 
 def chinchilla_flops(activated: int) -> float:

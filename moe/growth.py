@@ -84,7 +84,7 @@ def _map_layers(operator: Operator, num_layers: int, tensors: Tensors) -> Tensor
         if match:
             by_layer.setdefault(int(match[1]), {})[match[2]] = tensor
         else:
-            grown[name] = tensor
+            grown[name] = tensor.clone()
     for new, old in enumerate(layer_sources(operator.method, num_layers, operator.depth_factor)):
         for rest, tensor in by_layer.get(old, {}).items():
             grown[f"layers.{new}.{rest}"] = tensor.clone()

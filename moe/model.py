@@ -1,6 +1,7 @@
 """The decoder-only Mixture-of-Experts transformer. Shape letters are in router.py."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class MoETransformer(nn.Module):
             torch.empty(config.vocab_size, config.hidden_size), freeze=False
         )
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.final_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.final_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.head = _linear(config.hidden_size, config.vocab_size)
         self._rope: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
@@ -67,16 +68,17 @@ class MoETransformer(nn.Module):
             half = torch.arange(0, self.config.head_dim, 2, device=device, dtype=torch.float32)
             frequency_C = self.config.rope_theta ** (-half / self.config.head_dim)
             angle_TC = torch.arange(seq_len, device=device, dtype=torch.float32)[:, None] * frequency_C
-            self._rope[key] = (angle_TC.cos(), angle_TC.sin())
+            cos_TC, sin_TC = angle_TC.cos(), angle_TC.sin()
+            self._rope[key] = (torch.cat([cos_TC, cos_TC], -1), torch.cat([-sin_TC, sin_TC], -1))
         return self._rope[key]
 
 
 class Block(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.moe_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.moe_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.moe = MoE(config)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Routing]:
@@ -96,14 +98,14 @@ class Attention(nn.Module):
         self.key = _linear(config.hidden_size, kv_size)
         self.value = _linear(config.hidden_size, kv_size)
         self.output = _linear(query_size, config.hidden_size)
-        self.query_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
-        self.key_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.query_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
+        self.key_norm = RMSNorm(config.head_dim, eps=config.norm_eps)
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         B, T, _ = x_BTD.shape
         Q, K, C = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        q_BTQC = _turn(self.query_norm(self.query(x_BTD).view(B, T, Q, C)), rope)
-        k_BTKC = _turn(self.key_norm(self.key(x_BTD).view(B, T, K, C)), rope)
+        q_BTQC = _Turn.apply(self.query_norm(self.query(x_BTD).view(B, T, Q, C)), *rope)
+        k_BTKC = _Turn.apply(self.key_norm(self.key(x_BTD).view(B, T, K, C)), *rope)
         v_BTKC = self.value(x_BTD).view(B, T, K, C)
         y_BQTC = F.scaled_dot_product_attention(
             q_BTQC.transpose(1, 2),
@@ -131,11 +133,58 @@ class MoE(nn.Module):
         return self.experts(x_ND, routing).view_as(x_BTD), routing
 
 
-def _turn(x_BTHC: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """RoPE (arXiv 2104.09864) on the halves of each head."""
-    cos_TC, sin_TC = (table[None, :, None, :] for table in rope)
-    a, b = x_BTHC.chunk(2, dim=-1)
-    return torch.cat([a * cos_TC - b * sin_TC, b * cos_TC + a * sin_TC], dim=-1)
+class RMSNorm(nn.Module):
+    """x / rms(x) · gain over the last axis, in fp32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x.float(), self.weight, self.eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Its own backward: on CPU torch's norm is a chain of small operations, four times the passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x, gain, eps):
+        inverse = (
+            torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        )
+        ctx.save_for_backward(x, gain, inverse)
+        return (x * inverse).mul_(gain)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        (dy,) = grads
+        x, gain, inverse = ctx.saved_tensors
+        normed = x * inverse
+        dgain = (dy * normed).flatten(0, -2).sum(0)
+        dnormed = dy * gain
+        along = (dnormed * normed).mean(-1, keepdim=True)
+        return dnormed.sub_(normed.mul_(along)).mul_(inverse), dgain, None
+
+
+class _Turn(torch.autograd.Function):
+    """RoPE (arXiv 2104.09864) on the halves of each head; its gradient is the turn back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHC, cos_TC, sin_TC):
+        ctx.save_for_backward(cos_TC, sin_TC)
+        return _turn(x_BTHC, cos_TC, sin_TC)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        cos_TC, sin_TC = ctx.saved_tensors
+        return _turn(grads[0], cos_TC, -sin_TC), None, None
+
+
+def _turn(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Tables as wide as a head, the sine's first half negated."""
+    swapped_BTHC = torch.cat(x_BTHC.chunk(2, dim=-1)[::-1], dim=-1)
+    return (x_BTHC * cos_TC[:, None]).addcmul_(swapped_BTHC, sin_TC[:, None])
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

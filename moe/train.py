@@ -97,11 +97,11 @@ class Trainer:
         self._tokens += self.train.tokens_per_step
         line: dict[str, Any] = {
             "step": self.step,
-            "loss": round(loss.item(), 6),
+            "loss": round(loss.item(), 6),  # finite, or `steps` raises
             "lr": lr,
-            "grad_norm": round(grad_norm.item(), 6),
-            "load_balance_loss": round(load_balance.item(), 6),
-            "z_loss": round(z.item(), 6),
+            "grad_norm": _finite(grad_norm),
+            "load_balance_loss": _finite(load_balance),
+            "z_loss": _finite(z),
             "tokens": self._tokens,
             "flops": self._tokens * self._flops_per_token,
         }
@@ -147,12 +147,18 @@ def diagnose(model: MoETransformer, routings: list[Routing]) -> dict[str, list[f
             squares = torch.stack([t.float().square().sum() for t in tensors]).sum()
             norms.append((squares / sum(t.numel() for t in tensors)).sqrt())
             load_E = routing.load_E
-            load_entropies.append(-torch.special.xlogy(load_E, load_E).sum() / math.log(len(load_E)))
+            load_entropies.append(-torch.special.xlogy(load_E, load_E).sum() / math.log(max(2, len(load_E))))
     return {
         "expert_weight_norm": _rounded(norms),
         "expert_load_entropy": _rounded(load_entropies),
         "router_entropy": _rounded([r.entropy for r in routings]),
     }
+
+
+def _finite(value: Tensor) -> float | None:
+    """A missing measurement is missing: JSON has no infinity."""
+    number = value.item()
+    return round(number, 6) if math.isfinite(number) else None
 
 
 def _rounded(values: list[Tensor]) -> list[float]:

@@ -76,6 +76,7 @@ class View:
         execution: Execution,
         statuses: Counter,
         results: dict[str, Any],
+        planned_flops: float,
         stopped: bool,
     ) -> None:
         self.console.print(_result_table(plan, self.store, results))
@@ -83,8 +84,8 @@ class View:
             self.console.print(f"warning: {warning}")
         counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         spent = f"{execution.spent_flops:.3g} FLOPs trained"
-        if plan.flops_todo and not stopped:
-            spent += f", {execution.spent_flops / (plan.flops_todo + plan.flops_rewind):.3f} of the plan"
+        if planned_flops and not stopped:
+            spent += f", {execution.spent_flops / planned_flops:.3f} of the plan"
         self.console.print(f"{self.study_name}: cells {counts}; {spent}; stored in {self.store.root}")
         for task_id, error in execution.errors.items():
             if execution.status.get(task_id) is Status.FAILED:

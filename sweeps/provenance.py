@@ -1,7 +1,9 @@
-"""Which source ran."""
+"""Which source ran, with which libraries."""
 
+import platform
 import subprocess
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -14,3 +16,9 @@ def git_commit() -> str | None:
     except FileNotFoundError:  # no git here
         return None
     return done.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """The releases that numbers may depend on."""
+    libraries = ("regrow", "torch", "ray", "hydra-core")
+    return {"python": platform.python_version(), **{name: version(name) for name in libraries}}

@@ -17,7 +17,7 @@ from sweeps.execute import Execution, Status, execute
 from sweeps.executors import Executors
 from sweeps.plan import Plan, make_plan
 from sweeps.progress import View
-from sweeps.provenance import git_commit
+from sweeps.provenance import git_commit, versions
 from sweeps.store import Store
 
 REPLANS = 5  # rounds in which corrupt states are set aside and derived again
@@ -169,7 +169,7 @@ class _Study:
             "blocked": counts["blocked"],
             "diverged": counts["diverged"],
             "spent_flops": self.execution.spent_flops,
-            "planned_flops": self.before.flops_todo + self.before.flops_rewind,
+            "planned_flops": self._planned_flops(),
             "work_s": self.execution.work_s,
             "wall_s": wall_s,
         }
@@ -178,8 +178,12 @@ class _Study:
             **run,
             "runs": [*(earlier["runs"] if earlier else []), run],
             "git_commit": git_commit(),
+            "versions": versions(),
             "warnings": self.execution.warnings,
         }
+
+    def _planned_flops(self) -> float:
+        return self.before.flops_todo + self.before.flops_rewind
 
     def _status(self, cell: Cell) -> str:
         states = [address.key for address in cell.states().values()]
@@ -205,7 +209,8 @@ class _Study:
     def _finish(self, stopping: bool) -> StudyResult:
         results = [self._result(cell) for cell in self.plan.requested]
         statuses = Counter(self._status(cell) for cell in self.plan.cells.values())
-        self.view.show_end(self.plan, self.execution, statuses, {r.cell_id: r for r in results}, stopping)
+        by_id = {result.cell_id: result for result in results}
+        self.view.show_end(self.plan, self.execution, statuses, by_id, self._planned_flops(), stopping)
         failed = statuses["failed"] + statuses["blocked"]
         return StudyResult(cells=results, exit_code=130 if stopping else 1 if failed else 0)
 

@@ -176,12 +176,14 @@ class _Task:
         self.journal.warnings.append(f"{corrupt}; set aside as {aside.name} and derived again")
 
     def _forget_beyond(self, step: int) -> None:
-        """Cuts lines above the state that training resumes from; evaluations of stored states stay."""
-        stored = set(self.store.stored_steps(self.trajectory.id))
-        if any(other > step for other in stored):
+        """Cuts the lines above the state that training resumes from; they will be written again.
+
+        A full evaluation was made of a state that was stored whole, so it stays even if that state is gone.
+        """
+        if any(other > step for other in self.store.stored_steps(self.trajectory.id)):
             return  # an evaluation of an earlier state: nothing is trained again
-        for name in ("metrics.jsonl", "evals.jsonl"):
-            keep_lines(self.folder / name, lambda line: line["step"] <= step)
+        keep_lines(self.folder / "metrics.jsonl", lambda line: line["step"] <= step)
+        keep_lines(self.folder / "evals.jsonl", lambda line: line["step"] <= step or line["suite"] == "full")
 
     # -- training ----------------------------------------------------------------------------------------
 

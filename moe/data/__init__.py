@@ -1,6 +1,7 @@
 """Where tokens come from: `world`, a synthetic language, or `text`, a folder of files. No torch here."""
 
 import functools
+import json
 from typing import Any
 
 from moe.config import canonical_json, parse, to_plain
@@ -47,6 +48,7 @@ def data_identity(config: DataConfig) -> dict[str, Any]:
         return {"version": world.VERSION, **to_plain(config)}
     fields = {key: value for key, value in to_plain(config).items() if key != "path"}
     corpus = text.read(config)
+    Text(config, corpus)  # refuses what cannot be split or asked about
     return {"version": text.VERSION, "tokenizer": text.TOKENIZER, **fields, "manifest": corpus.manifest}
 
 
@@ -60,15 +62,13 @@ def open_data(identity: dict[str, Any], path: str | None = None) -> Data:
 
 @functools.lru_cache(maxsize=4)
 def _open(identity_json: str, path: str | None) -> Data:
-    import json
-
     identity = json.loads(identity_json)
     module = {"text": text, "world": world}[identity["source"]]
     version = identity.pop("version")
     if version != module.VERSION:
         raise ValueError(
-            f"data.version={version} was written by another release; this one reads version {module.VERSION}: "
-            "use the release that wrote it, or train anew"
+            f"data.version={version} was written by another release; this one reads version "
+            f"{module.VERSION}: use the release that wrote it, or train anew"
         )
     if identity["source"] == "world":
         return World(parse(WorldConfig, identity, "data"))

@@ -46,5 +46,5 @@ class Data(Protocol):
         ...
 
     def items(self, num_items: int) -> list[Items]:
-        """About `num_items` items per family, evenly over its levels; fewer where no more differ."""
+        """`num_items` different items per family, spread over its levels; fewer if there are not as many."""
         ...

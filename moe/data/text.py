@@ -1,4 +1,4 @@
-"""A corpus: any folder of text files, read as bytes. Its identity is what the files hold, not where they lie."""
+"""A corpus: any folder of text files, read as bytes. Its identity is what they hold, not where they lie."""
 
 import fnmatch
 import functools
@@ -43,21 +43,27 @@ class TextConfig:
         )
         check(
             self.vocab_size > SEPARATOR,
-            f"data.vocab_size={self.vocab_size} is too small for bytes and a separator; it needs {SEPARATOR + 1}",
+            f"data.vocab_size={self.vocab_size} is too small for bytes and a separator; "
+            f"it needs {SEPARATOR + 1}",
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Corpus:
-    """The documents of a folder in the order of their paths, and the digest of paths and contents."""
+    """The documents of a folder in the order of their paths, and the digest of paths and contents.
+
+    `draws` has a number in [0, 1) per document, made of its content: equal documents have equal ones.
+    """
 
     documents: tuple[bytes, ...]
+    draws: tuple[float, ...]
     manifest: str
 
 
 def read(config: TextConfig) -> Corpus:
-    """Reads every matching file once per process while none changes; ValueError if the folder cannot serve."""
-    check(config.path is not None, "data.path is missing; give a folder of text files")
+    """Reads every matching file, once while none changes; ValueError if the folder cannot serve."""
+    if config.path is None:
+        raise ValueError("data.path is missing; give a folder of text files")
     root = Path(config.path).expanduser().resolve()
     check(root.is_dir(), f"data.path={config.path} is not a folder; give a folder of text files")
     files = _files(root, config)
@@ -85,10 +91,11 @@ def _files(root: Path, config: TextConfig) -> list[tuple[str, int, int]]:
 
 @functools.lru_cache(maxsize=2)
 def _read(root: Path, files: tuple[tuple[str, int, int], ...]) -> Corpus:
-    documents, entries, bad = [], [], []
+    documents, draws, entries, bad = [], [], [], []
     for name, _, _ in files:
         content = (root / name).read_bytes()
-        entries.append([name, hashlib.sha256(content).hexdigest()])
+        digest = hashlib.sha256(content)
+        entries.append([name, digest.hexdigest()])
         try:
             content.decode()
         except UnicodeDecodeError:
@@ -96,13 +103,15 @@ def _read(root: Path, files: tuple[tuple[str, int, int], ...]) -> Corpus:
             content = content.decode(errors="replace").encode()
         if content:
             documents.append(content)
+            draws.append((int.from_bytes(digest.digest()[:8], "big") >> 11) * 2.0**-53)
     if bad:
         warnings.warn(
             f"{len(bad)} of {len(files)} files under {root} are not UTF-8, the first is {bad[0]}; "
             "their bad bytes are read as U+FFFD",
             stacklevel=4,
         )
-    return Corpus(tuple(documents), hashlib.sha256(canonical_json(entries).encode()).hexdigest())
+    manifest = hashlib.sha256(canonical_json(entries).encode()).hexdigest()
+    return Corpus(tuple(documents), tuple(draws), manifest)
 
 
 class Text:
@@ -114,24 +123,32 @@ class Text:
     def __init__(self, config: TextConfig, corpus: Corpus) -> None:
         self.config = config
         self.vocab_size = config.vocab_size
-        held = [d for d in corpus.documents if _fraction(d) < config.held_out_fraction]
-        held_set = set(held)
-        self._train = _tokens([d for d in corpus.documents if d not in held_set])
-        self._held = _tokens(held)
-        self.unique_tokens: int | None = len(self._train)
+        split = list(zip(corpus.documents, corpus.draws, strict=True))
+        self._train_documents = [d for d, draw in split if draw >= config.held_out_fraction]
+        self._held_documents = [d for d, draw in split if draw < config.held_out_fraction]
         self._manifest = corpus.manifest
         self._item_length = config.context_length + config.continuation_length
-        self._askable = [d for d in dict.fromkeys(held) if len(d) >= self._item_length]
+        self._askable = [d for d in dict.fromkeys(self._held_documents) if len(d) >= self._item_length]
+        self.unique_tokens: int | None = sum(len(d) + 1 for d in self._train_documents)
         self._where = (
-            f"data.path={config.path} has {len(corpus.documents)} documents, {len(held)} of them held out "
-            f"(data.held_out_fraction={config.held_out_fraction})"
+            f"data.path={config.path} has {len(corpus.documents)} documents, {len(self._held_documents)} "
+            f"of them held out (data.held_out_fraction={config.held_out_fraction})"
         )
         check(
             len(self._askable) >= 2,
-            f"{self._where}, of which {len(self._askable)} reach {self._item_length} bytes (data.context_length + "
-            "data.continuation_length); an item needs 2: give more text or raise data.held_out_fraction",
+            f"{self._where}, of which {len(self._askable)} reach {self._item_length} bytes "
+            "(data.context_length + data.continuation_length); an item needs 2: "
+            "give more text or raise data.held_out_fraction",
         )
-        check(len(self._train) > 1, f"{self._where}; none is left to train on: give more text")
+        check(self.unique_tokens > 0, f"{self._where}; none is left to train on: give more text")
+
+    @functools.cached_property
+    def _train(self) -> np.ndarray:
+        return _tokens(self._train_documents)
+
+    @functools.cached_property
+    def _held(self) -> np.ndarray:
+        return _tokens(self._held_documents)
 
     def batch(
         self, seed: int, data_step: int, batch_size: int, seq_len: int, *, stream: str = "train"
@@ -160,7 +177,7 @@ class Text:
         return self._train[first[:, None] + np.arange(seq_len + 1)].astype(np.int64)
 
     def held_out(self, num_sequences: int, seq_len: int) -> dict[str, np.ndarray]:
-        """Sequences [n, seq_len + 1] spread evenly over the held-out text; fewer if it is too short for all."""
+        """Sequences [n, seq_len + 1] spread evenly over the held-out text; fewer if it is too short."""
         num_windows = (len(self._held) - 1) // seq_len
         check(
             num_windows > 0,
@@ -215,10 +232,6 @@ class Text:
                 level=np.zeros(num_items, np.int64),
             )
         ]
-
-
-def _fraction(document: bytes) -> float:
-    return int.from_bytes(hashlib.sha256(document).digest()[:8], "big") / 2.0**64
 
 
 def _tokens(documents: list[bytes]) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Fits, figures and pages from stored results; reads the store only and trains nothing."""

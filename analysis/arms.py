@@ -1,0 +1,99 @@
+"""What is compared with what: arms (one way of growing), replicates (independent trunks), budget rules."""
+
+import numpy as np
+import pandas as pd
+
+_FACTORS = {
+    "depth_factor": "depth ×{:g}",
+    "width_factor": "width ×{:g}",
+    "noise_scale": "α={:g}",
+    "optimizer_state": "moments {}",
+    "growth_lr": "rate {:g}",
+    "at_growth": "data {}",
+    "decay_fraction": "decay {:g}",
+}
+_BUDGET_TOLERANCE = 0.10  # whole steps: two budgets meant to be equal may differ by a step of the dearer one
+
+
+def add_arms(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds `arm`: a branch's method and whichever other growth settings vary; a control's kind.
+
+    With several extra budgets (or several totals) in one study the budget is part of the arm, so that an
+    arm never mixes two.
+    """
+    table = table.copy()
+    branch = table["kind"] == "branch"
+    grown = table[branch]
+    names = _methods(grown)
+    for column, pattern in _FACTORS.items():
+        if grown[column].nunique(dropna=False) > 1:
+            shown = [
+                pattern.format(value) if not pd.isna(value) else "rate of the trunk"
+                for value in grown[column]
+            ]
+            names = [f"{name}, {extra}" for name, extra in zip(names, shown, strict=True)]
+    rule, levels = budget_rule(table)
+    if rule != "mixed" and levels.nunique() > 1:
+        names = [
+            f"{name}, {rule} {level:.2g} FLOPs"
+            for name, level in zip(names, levels.loc[grown.index], strict=True)
+        ]
+    kinds = table["kind"].replace({"scratch_extra": "scratch", "scratch_total": "scratch"})
+    table["arm"] = kinds.where(~branch, "")
+    table.loc[branch, "arm"] = names
+    return table
+
+
+def _methods(grown: pd.DataFrame) -> list[str]:
+    names = []
+    for depth, width in zip(grown["method"], grown["width_method"], strict=True):
+        parts = [part for part in (depth, width) if part not in ("none", "")]
+        names.append(" + ".join(parts) or "none")
+    return names
+
+
+def add_replicates(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds `replicate`, the independent trunk a cell belongs to; a control takes that of the cell it serves.
+
+    Trunks count as independent only if their seeds differ, and seeds only if their trunks do.
+    """
+    table = table.copy()
+    grown = table[table["kind"] == "branch"]
+    by_seed = grown["seed"].nunique() < grown["trunk_id"].nunique()
+    own = ("seed " + table["seed"].map("{:g}".format)) if by_seed else table["trunk_id"]
+    replicate = dict(zip(table["cell_id"], own, strict=True))
+    of_seed = {seed: own[index] for index, seed in reversed(list(grown["seed"].items()))}
+    for cell, kind, seed, serves in zip(
+        table["cell_id"], table["kind"], table["seed"], table["control_of"], strict=True
+    ):
+        if kind != "branch":
+            served = serves.split()
+            replicate[cell] = replicate[served[0]] if served else of_seed.get(seed, replicate[cell])
+    table["replicate"] = table["cell_id"].map(replicate)
+    return table
+
+
+def budget_rule(table: pd.DataFrame) -> tuple[str, pd.Series]:
+    """What the branches hold equal, "extra", "total" or "mixed", and each branch's level of it in FLOPs."""
+    grown = table[table["kind"] == "branch"]
+    for rule in ("extra", "total"):
+        flops = grown[f"{rule}_flops"].astype(float)
+        level = _levels(flops)
+        if level.nunique() <= 1:
+            return rule, level
+    for rule in ("extra", "total"):
+        level = _levels(grown[f"{rule}_flops"].astype(float))
+        crossed = grown.assign(level=level).groupby("level")["growth_step"].nunique()
+        if crossed.min() >= 2:
+            return rule, level
+    return "mixed", grown["extra_flops"].astype(float)
+
+
+def _levels(flops: pd.Series) -> pd.Series:
+    """Each value's cluster, named by the cluster's largest value; a gap above 10 % separates two."""
+    ordered = flops.dropna().sort_values()
+    if ordered.empty:
+        return flops
+    new = np.diff(np.log(ordered.clip(lower=1.0)), prepend=np.log(max(ordered.iloc[0], 1.0)))
+    cluster = pd.Series((new > np.log1p(_BUDGET_TOLERANCE)).cumsum(), index=ordered.index)
+    return ordered.groupby(cluster).transform("max").reindex(flops.index)

@@ -1,0 +1,164 @@
+"""Loss and accuracy after growth, coloured by sunk FLOPs (Fig. 10 of arXiv 2510.08008)."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.transforms import ScaledTranslation
+
+from analysis.figures.style import (
+    by_sunk,
+    empty,
+    flops_scale,
+    ink,
+    looks,
+    new_figure,
+    one_f_c,
+    page,
+    sequential,
+)
+
+MAX_ARMS = 4
+_MAX_POINTS = 250
+
+
+def loss_and_accuracy_by_sunk_flops(curves: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
+    """Per arm: training loss (haze and running mean) and accuracy points against extra FLOPs.
+
+    Lines and points are means over trunks at equal steps. Small points are the probe, large ones the full
+    suite with one standard error of evaluation; open diamonds, set aside, are *continued* at its end.
+    """
+    usable = curves[curves["kind"].isin(["branch", "scratch", "scratch_extra", "continued"])]
+    arms = list(dict.fromkeys(usable.loc[usable["kind"] == "branch", "arm"])) if len(usable) else []
+    if not arms:
+        return empty("No grown cell was trained yet: nothing to draw.")
+    shown = arms[:MAX_ARMS]
+    table = _averaged(usable, shown)
+    figure = new_figure(9.6, 0.9 + 2.7 * len(shown))
+    panels = figure.subplots(len(shown), 2, sharex=True, sharey="col", squeeze=False)
+    norm, colours, styles = by_sunk(table["sunk_flops"]), sequential(), looks(shown)
+    scale, unit = flops_scale(table["extra_flops"])
+    for (left, right), arm in zip(panels, shown, strict=True):
+        rows = table[table["arm"].isin([arm, "scratch"])]
+        for (kind, sunk), part in rows.groupby(["kind", "sunk_flops"]):
+            _draw_line(left, right, part, kind, colours(norm(sunk)), styles[arm], scale)
+        left.set_ylabel("training loss (nats per token)")
+        right.set_ylabel("accuracy (%)")
+        left.set_title(arm)
+        right.set_xlim(right=1.09 * table["extra_flops"].max() / scale)
+    for axes in panels[-1]:
+        axes.set_xlabel(f"extra FLOPs, counted from the growth ({unit})")
+    losses = table.loc[(table["source"] == "train") & (table["kind"] == "branch"), "smoothed"]
+    if losses.notna().any():
+        low, high = losses.min(), losses.quantile(0.99)
+        panels[0][0].set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))
+    _colour_bar(figure, panels, norm, colours, table, one_f_c(usable))
+    figure.legend(handles=_legend(shown, styles), loc="outside lower center", ncols=4)
+    n, omitted = usable.loc[usable["kind"] == "branch", "replicate"].nunique(), len(arms) - len(shown)
+    table.attrs["caption"] = (
+        "After growth: training loss (haze: each step; line: running mean) and accuracy. Colour: sunk "
+        f"FLOPs, 0 is scratch. Means over {n} trunk{'s' if n > 1 else ''}; bars at the end: one standard "
+        "error of the evaluation. The last part of each run is its anneal. "
+        "The loss axis cuts off the start of scratch."
+        + (f" {omitted} further arms are in cells.csv." if omitted else "")
+    )
+    return table, figure
+
+
+def smooth(values: pd.Series) -> np.ndarray:
+    """A centred running mean over a fortieth of the series."""
+    window = max(3, len(values) // 40)
+    return values.astype(float).rolling(window, center=True, min_periods=1).mean().to_numpy()
+
+
+def _averaged(curves: pd.DataFrame, arms: list[str]) -> pd.DataFrame:
+    """Means over trunks at equal step, thinned to what a picture can show."""
+    own = curves[curves["arm"].isin([*arms, "scratch"])].copy()
+    continued = own["kind"] == "continued"
+    last = own.groupby(["cell_id", "pair_id"], observed=True)["extra_flops"].transform("max")
+    own = own[~continued | ((own["source"] == "full") & (own["extra_flops"] == last))]
+    own["kind"] = own["kind"].replace({"scratch_extra": "scratch"})
+    # The trunks of one growth step, and only those, have equal sunk FLOPs.
+    keys = ["kind", "arm", "sunk_flops", "source", "phase", "step", "extra_flops"]
+    own["variance"] = own["acc_se"].astype(float) ** 2
+    grouped = own.groupby(keys, observed=True, dropna=False)
+    means = {"raw_loss": ("loss", "mean"), "acc": ("acc", "mean"), "variance": ("variance", "mean")}
+    table = grouped.agg(**means, n_trunks=("replicate", "nunique")).reset_index()
+    table["acc_se"] = np.sqrt(table.pop("variance") / table["n_trunks"])
+    table = table.sort_values(["kind", "arm", "sunk_flops", "source", "extra_flops"], ignore_index=True)
+    parts = []
+    for _, part in table.groupby(["kind", "arm", "sunk_flops", "source"], sort=False):
+        train = part["source"].iloc[0] == "train"
+        part = part.assign(smoothed=_smooth_by_phase(part) if train else np.nan)
+        parts.append(part.iloc[:: max(1, len(part) // _MAX_POINTS)] if train else part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _smooth_by_phase(part: pd.DataFrame) -> np.ndarray:
+    """The anneal falls steeply: a mean across its beginning would bend the line before it starts."""
+    return np.concatenate([smooth(phase["raw_loss"]) for _, phase in part.groupby("phase", sort=False)])
+
+
+def _draw_line(left: Axes, right: Axes, part: pd.DataFrame, kind: str, colour, look, scale: float) -> None:
+    train = part[part["source"] == "train"]
+    line = look.line if kind == "branch" else (0, (1, 1))
+    left.plot(train["extra_flops"] / scale, train["raw_loss"], color=colour, linewidth=0.5, alpha=0.35)
+    left.plot(train["extra_flops"] / scale, train["smoothed"], color=colour, linestyle=line, linewidth=1.3)
+    probe = part[part["source"] == "probe"]
+    marker = {"branch": look.marker, "continued": "D"}.get(kind, "*")
+    right.plot(
+        *(probe["extra_flops"] / scale, 100 * probe["acc"]),
+        **{
+            "color": colour,
+            "marker": marker,
+            "markersize": 3,
+            "linestyle": line,
+            "linewidth": 0.6,
+            "alpha": 0.6,
+        },
+    )
+    full = part[part["source"] == "full"]
+    full = full[full["extra_flops"] > 0]
+    container = right.errorbar(
+        full["extra_flops"] / scale,
+        100 * full["acc"],
+        yerr=100 * full["acc_se"].fillna(0.0),
+        color=colour,
+        marker=marker,
+        markersize=7 if kind == "continued" else 6,
+        markerfacecolor=page() if kind == "continued" else colour,
+        linestyle="",
+        elinewidth=0.9,
+        zorder=3,
+    )
+    if kind == "continued":  # beside the grown cells that it stands for, not on top of them
+        for artist in container.get_children():
+            artist.set_transform(
+                right.transData + ScaledTranslation(11 / 72, 0, right.figure.dpi_scale_trans)
+            )
+
+
+def _colour_bar(figure: Figure, panels, norm, colours, table: pd.DataFrame, f_c: float | None) -> None:
+    scale, unit = flops_scale(table["sunk_flops"])
+    mappable = ScalarMappable(norm=type(norm)(0.0, norm.vmax / scale), cmap=colours)
+    bar = figure.colorbar(mappable, ax=panels, aspect=30, pad=0.02)
+    bar.set_label(f"sunk FLOPs ({unit})")
+    bar.outline.set_visible(False)
+    bar.ax.grid(False)
+    if f_c:
+        ratio = f_c / scale
+        top = bar.ax.secondary_yaxis("left", functions=(lambda y: y / ratio, lambda y: y * ratio))
+        top.set_ylabel("sunk / $F_c$")
+
+
+def _legend(arms: list[str], styles) -> list[Line2D]:
+    handles = [
+        Line2D([], [], color=ink(), marker=styles[arm].marker, linestyle=styles[arm].line, label=arm)
+        for arm in arms
+    ]
+    handles.append(Line2D([], [], color=ink(), marker="*", linestyle=(0, (1, 1)), label="scratch"))
+    end = {"marker": "D", "linestyle": "", "markerfacecolor": page()}
+    handles.append(Line2D([], [], color=ink(), label="continued, at its end", **end))
+    return handles

@@ -1,0 +1,193 @@
+"""One look for all figures, light or dark, and files whose bytes depend on the data alone."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's eight colours, told apart with any colour vision; black is left to the controls.
+_METHOD_COLOURS = {
+    "stack": "#D55E00",
+    "interposition": "#0072B2",
+    "duplicate": "#009E73",
+    "interposition + duplicate": "#CC79A7",
+    "stack + duplicate": "#E69F00",
+}
+_MORE_COLOURS = ("#56B4E9", "#F0E442")
+_ON_DARK = {"#0072B2": "#56B4E9", "#56B4E9": "#0072B2"}  # the deep blue is hard to see on a dark page
+_METHOD_MARKERS = {
+    "stack": "s",
+    "interposition": "o",
+    "duplicate": "D",
+    "interposition + duplicate": "^",
+    "stack + duplicate": "v",
+}
+_MORE_MARKERS = ("P", "X")
+_LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
+_DARK = {"page": "#16181d", "ink": "#e4e6eb", "grid": "#3a3f4a"}
+_LIGHT = {"page": "#ffffff", "ink": "#1f2328", "grid": "#dfe2e6"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one arm is drawn: colour and marker by method, line and filling by its further settings."""
+
+    colour: str
+    marker: str
+    line: object
+    filled: bool
+
+
+def looks(arms: list[str]) -> dict[str, Look]:
+    """A look per arm; arms of one method share its colour and marker, the same in every figure."""
+    methods = list(dict.fromkeys(_method(arm) for arm in arms))
+    unknown = [method for method in methods if method not in _METHOD_COLOURS]
+    out: dict[str, Look] = {}
+    used: dict[str, int] = {}
+    for arm in arms:
+        method = _method(arm)
+        nth = used.get(method, 0)
+        used[method] = nth + 1
+        more = unknown.index(method) % len(_MORE_COLOURS) if method in unknown else 0
+        colour = _METHOD_COLOURS.get(method, _MORE_COLOURS[more])
+        out[arm] = Look(
+            colour=_ON_DARK.get(colour, colour) if is_dark() else colour,
+            marker=_METHOD_MARKERS.get(method, _MORE_MARKERS[more]),
+            line=_LINES[nth % len(_LINES)],
+            filled=nth % 2 == 0,
+        )
+    return out
+
+
+def _method(arm: str) -> str:
+    return arm.split(",")[0]
+
+
+@contextmanager
+def themed(dark: bool = False) -> Iterator[None]:
+    """Settings for all drawing inside; nothing of the user's own matplotlib configuration gets in."""
+    tone = _DARK if dark else _LIGHT
+    settings = {
+        "figure.facecolor": tone["page"],
+        "axes.facecolor": tone["page"],
+        "savefig.facecolor": tone["page"],
+        "text.color": tone["ink"],
+        "axes.labelcolor": tone["ink"],
+        "axes.titlecolor": tone["ink"],
+        "xtick.color": tone["ink"],
+        "ytick.color": tone["ink"],
+        "axes.edgecolor": tone["ink"],
+        "grid.color": tone["grid"],
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.linewidth": 0.6,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.linewidth": 0.8,
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "axes.titlesize": 9.5,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 5,
+        "pdf.fonttype": 42,
+        "figure.dpi": 100,
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        yield
+
+
+def ink() -> str:
+    return matplotlib.rcParams["text.color"]
+
+
+def page() -> str:
+    return matplotlib.rcParams["figure.facecolor"]
+
+
+def is_dark() -> bool:
+    return page() == _DARK["page"]
+
+
+def sequential() -> LinearSegmentedColormap:
+    """Part of viridis: ordered in lightness, and no colour of it vanishes on the page."""
+    low, high = (0.3, 1.0) if is_dark() else (0.0, 0.88)
+    colours = matplotlib.colormaps["viridis"](np.linspace(low, high, 256))
+    return LinearSegmentedColormap.from_list("sunk", colours)
+
+
+def by_sunk(sunk_flops: pd.Series) -> Normalize:
+    return Normalize(0.0, max(float(sunk_flops.max()), 1.0))
+
+
+def new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def flops_scale(*values: pd.Series) -> tuple[float, str]:
+    """A power of 1000 that leaves readable ticks, and its unit: (1e12, "10¹² FLOPs")."""
+    top = max([float(v.max()) for v in values if len(v) and np.isfinite(v.max())] or [1.0])
+    exponent = 3 * int(np.floor(np.log10(max(top, 1.0)) / 3))
+    return 10.0**exponent, "FLOPs" if exponent == 0 else rf"$10^{{{exponent}}}$ FLOPs"
+
+
+def f_c_axis(axes: Axes, scale: float, f_c: float | None, label: str) -> None:
+    """A second x axis on top in units of F_c = 120·N_a² of the trunk."""
+    if f_c and np.isfinite(f_c):
+        ratio = f_c / scale
+        top = axes.secondary_xaxis("top", functions=(lambda x: x / ratio, lambda x: x * ratio))
+        top.xaxis.set_major_locator(MaxNLocator(6))
+        top.set_xlabel(label)
+        top.spines["top"].set_visible(True)
+
+
+def one_f_c(cells: pd.DataFrame) -> float | None:
+    values = cells["f_c"].dropna().unique()
+    return float(values[0]) if len(values) == 1 else None
+
+
+def empty(message: str) -> tuple[pd.DataFrame, Figure]:
+    """A picture that says why nothing is drawn."""
+    figure = new_figure(6.4, 1.2)
+    figure.text(0.5, 0.5, message, ha="center", va="center")
+    table = pd.DataFrame()
+    table.attrs["caption"] = message
+    return table, figure
+
+
+def png(figure: Figure, caption: str = "") -> bytes:
+    """PNG bytes at 160 dots per inch without date or version."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None, "Description": caption})
+    return buffer.getvalue()
+
+
+def save(table: pd.DataFrame, figure: Figure, path: Path) -> bytes:
+    """Writes `path`.png, .pdf and .csv (what is drawn) and returns the PNG; equal data gives equal bytes.
+
+    The caption, `table.attrs["caption"]`, travels in the files' metadata.
+    """
+    caption = str(table.attrs.get("caption", ""))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.10g")
+    metadata = {"CreationDate": None, "Producer": None, "Creator": None, "Subject": caption}
+    figure.savefig(path.with_suffix(".pdf"), format="pdf", metadata=metadata)
+    picture = png(figure, caption)
+    path.with_suffix(".png").write_bytes(picture)
+    return picture

@@ -1,0 +1,48 @@
+"""Writes the page of a stored study: `python report.py study=quickstart`."""
+
+import shlex
+import sys
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from analysis.report import write_report
+from moe.config import check
+from sweeps.store import Store
+
+TASKS = ("page",)
+
+
+@hydra.main(config_path="conf/report", config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Prints the page's path and its opening sentence; refuses with one line and exit code 2."""
+    try:
+        report(OmegaConf.to_container(cfg, resolve=True))
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        print(f"report.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def report(raw: dict) -> None:
+    store = Store(str(raw["launch"]["store"]))
+    study, task, delta = raw["study"], raw["do"], raw["report"]["delta"]
+    known = ", ".join(store.studies()) or "none yet"
+    check(
+        study is not None, f"study is missing; {store.root} holds: {known}; try python report.py study=NAME"
+    )
+    check(
+        not isinstance(study, list | dict),
+        f"study={study} must be the name of one study; {store.root} holds: {known}",
+    )
+    check(task in TASKS, f"do={task} is not a choice; choose one of {', '.join(TASKS)}")
+    number = isinstance(delta, int | float) and not isinstance(delta, bool)
+    check(number and 0 < delta < 1, f"report.delta={delta} must be a fraction of accuracy between 0 and 1")
+    command = shlex.join(["python", "report.py", *sys.argv[1:]])
+    written = write_report(store, str(study), str(raw["report"]["dir"]), delta=float(delta), command=command)
+    print(written.page)
+    print(written.opening)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Weights & Biases as a mirror of the store: one run a trajectory. Never a source for analysis.
+
+The only module that imports wandb. The driver publishes from the store, so workers need no network.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from moe.files import read_json, write_json
+from sweeps.config import TrackingConfig
+from sweeps.store import Store
+from sweeps.trajectory import Kind, Trajectory
+
+
+def publish(store: Store, study: str, tracking: TrackingConfig) -> int:
+    """Mirrors every trajectory of a study; returns how many had something new.
+
+    A run's id is the trajectory's, its group the trunk's, and what was published is remembered beside the
+    trajectory: publishing again adds only new lines.
+    """
+    cells = store.study(study)["cells"]["cells"]
+    trunks = {part["trajectory_id"]: row["trunk_id"] for row in cells for part in row["path"]}
+    return sum(_publish_one(store, id, trunk, study, tracking) for id, trunk in trunks.items())
+
+
+def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, tracking: TrackingConfig) -> bool:
+    folder = store.folder(trajectory_id)
+    assert folder is not None
+    record_path = folder / "wandb.json"
+    record = read_json(record_path) if record_path.exists() else {}
+    key = f"{tracking.mode}/{tracking.project}"
+    seen = record.get(key, {"step": -1, "studies": []})
+    lines = [line for line in _merged(store, trajectory_id) if line["step"] > seen["step"]]
+    if not lines and study in seen["studies"]:
+        return False
+    trajectory = store.load(trajectory_id)
+    studies = sorted({*seen["studies"], study})
+    run = wandb.init(
+        id=trajectory_id,
+        name=folder.name,
+        project=tracking.project,
+        group=trunk,
+        job_type=trajectory.kind.value,
+        tags=studies,
+        config=_config(store, trajectory),
+        mode=tracking.mode.value,
+        resume="allow",
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
+    )
+    for line in lines:
+        run.log(line, step=line["step"])
+    run.finish()
+    last = lines[-1]["step"] if lines else seen["step"]
+    write_json(record_path, {**record, key: {"step": last, "studies": studies}})
+    return True
+
+
+def _merged(store: Store, trajectory_id: str) -> list[dict[str, Any]]:
+    """One row a step: training metrics, and evaluations as eval/<suite>/<name>, in order of steps."""
+    rows = {line["step"]: _flat(line) for line in store.metrics(trajectory_id)}
+    for line in store.evals(trajectory_id):
+        row = rows.setdefault(line["step"], {"step": line["step"]})
+        names = ("acc", "acc_se", "chance", "prob_right", "loss")
+        row |= {f"eval/{line['suite']}/{name}": line[name] for name in names}
+        row |= {f"eval/{line['suite']}/acc/{family}": f["acc"] for family, f in line["families"].items()}
+    return [rows[step] for step in sorted(rows)]
+
+
+def _flat(line: dict[str, Any]) -> dict[str, Any]:
+    """Per-layer lists as one value a layer, which is what a chart can show."""
+    flat = {}
+    for name, value in line.items():
+        if isinstance(value, list):
+            flat |= {f"{name}/layer_{i:02d}": item for i, item in enumerate(value)}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _config(store: Store, trajectory: Trajectory) -> dict[str, Any]:
+    """The spec, and FLOPs before the first growth, after it, and in all, at the last stored step."""
+    steps = store.stored_steps(trajectory.id)
+    total = trajectory.at(steps[-1] if steps else 0).flops
+    sunk = _sunk_flops(trajectory)
+    return {
+        "spec": store.spec(trajectory.id),
+        "sunk_flops": sunk,
+        "extra_flops": total - sunk,
+        "total_flops": total,
+        "store": str(Path(store.root).resolve()),
+    }
+
+
+def _sunk_flops(trajectory: Trajectory) -> float:
+    sunk = 0.0
+    line: Trajectory | None = trajectory
+    while line is not None and line.parent is not None:
+        if line.kind is Kind.BRANCH:
+            sunk = line.parent.flops
+        line = line.parent.trajectory
+    return sunk

@@ -1,0 +1,289 @@
+"""Writes a store with a known answer: plain files, no training, every accuracy chosen beforehand.
+
+A branch's expected final accuracy is `level + slope · sunk/F_c`, shifted by its seed; *continued* expects
+`net` less than that. Evaluation noise is binomial over `items`, drawn from a fixed generator.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+FAMILIES = ("facts", "hops", "arithmetic", "recall", "grammar")
+TRUNK_PARAMS = 120_000
+F_C = 120 * TRUNK_PARAMS**2
+CHANCE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What is planted. Accuracies are fractions, `slope` per F_c of sunk FLOPs, steps those of the trunk."""
+
+    name: str = "planted"
+    seeds: tuple[int, ...] = (0,)
+    growth_steps: tuple[int, ...] = (100, 200, 400, 800)
+    methods: tuple[str, ...] = ("stack", "interposition")
+    level: float = 0.45
+    slope: float = 0.0
+    net: float = 0.0
+    method_gain: float = 0.0
+    seed_spread: float = 0.01
+    items: int = 5000
+    extra_steps: int = 200
+    tokens_per_step: int = 8192
+    fixed_total: bool = False
+    controls: tuple[str, ...] = ("continued", "scratch_extra", "scratch_total")
+    status: dict[tuple[int, str], str] = field(default_factory=dict)
+    scratch_requested: bool = False
+
+
+def plant(root: Path, effect: Effect) -> Path:
+    """Writes the study under `root` and returns `root`; the same effect gives the same bytes."""
+    writer = _Writer(root, effect)
+    for seed in effect.seeds:
+        writer.add_seed(seed)
+    study = root / "studies" / effect.name
+    study.mkdir(parents=True, exist_ok=True)
+    shared = sum(row["extra_flops"] or 0.0 for row in writer.cells)
+    plan = {
+        "cells": sum(row["requested"] for row in writer.cells),
+        "controls": sum(not row["requested"] for row in writer.cells),
+        "trajectories": len(writer.written),
+        "tasks": 3 * len(writer.written),
+        "cached_tasks": 0,
+        "flops_naive": sum(row["total_flops"] for row in writer.cells),
+        "flops_shared": shared,
+        "flops_rewind": 0.0,
+        "flops_todo": 0.0,
+    }
+    statuses = [row["status"] for row in writer.cells]
+    summary = {name: statuses.count(name) for name in ("done", "failed", "blocked", "diverged")}
+    summary |= {
+        "cached": 0,
+        "spent_flops": shared,
+        "wall_s": 61.0,
+        "versions": {"python": "3.12", "torch": "2.11"},
+    }
+    for name, value in (
+        ("cells", {"study": effect.name, "cells": writer.cells}),
+        ("plan", plan),
+        ("summary", summary),
+    ):
+        (study / f"{name}.json").write_text(json.dumps(value))
+    return root
+
+
+def identity(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
+
+
+class _Writer:
+    def __init__(self, root: Path, effect: Effect) -> None:
+        self.root, self.effect = root, effect
+        self.cells: list[dict] = []
+        self.written: set[str] = set()
+        self.random = np.random.default_rng(7)
+        self.trunk_step_flops = 6.0 * TRUNK_PARAMS * effect.tokens_per_step
+        self.grown_step_flops = 1.9 * self.trunk_step_flops
+
+    def add_seed(self, seed: int) -> None:
+        e = self.effect
+        shift = e.seed_spread * np.random.default_rng(seed + 100).normal()
+        trunk = identity(e.name, "trunk", seed)
+        longest = max(e.growth_steps)
+        total = (longest + e.extra_steps) * self.trunk_step_flops
+        scratch_extra = None
+        if "scratch_extra" in e.controls:
+            extra = total - min(e.growth_steps) * self.trunk_step_flops if e.fixed_total else None
+            steps = self._grown_steps(extra or e.extra_steps * self.trunk_step_flops)
+            kind = "scratch" if e.scratch_requested else "scratch_extra"
+            scratch_extra = self._fresh(seed, kind, steps, e.level + shift, e.scratch_requested)
+        self._trajectory(
+            "trunk", trunk, longest + e.extra_steps, self.trunk_step_flops, e.level + shift, seed
+        )
+        for s in e.growth_steps:
+            sunk = s * self.trunk_step_flops
+            extra = total - sunk if e.fixed_total else e.extra_steps * self.trunk_step_flops
+            steps = self._grown_steps(extra)
+            grown = e.level + e.slope * sunk / F_C + shift
+            controls = {"scratch_extra": scratch_extra} if scratch_extra else {}
+            if "continued" in e.controls:
+                controls["continued"] = self._continued(seed, trunk, s, extra, grown - e.net)
+            if "scratch_total" in e.controls:
+                whole = self._grown_steps(sunk + extra)
+                controls["scratch_total"] = self._fresh(seed, "scratch_total", whole, e.level + shift, False)
+            for i, method in enumerate(e.methods):
+                self._branch(seed, trunk, s, method, steps, grown + i * e.method_gain, controls)
+
+    def _grown_steps(self, flops: float) -> int:
+        return int(flops // self.grown_step_flops)
+
+    def _branch(self, seed, trunk, s, method, steps, acc, controls) -> None:
+        branch, anneal = (identity(self.effect.name, seed, s, method, steps, part) for part in "ba")
+        status = self.effect.status.get((s, method), "done")
+        decay = steps // 5
+        path = [
+            self._segment(trunk, s, "trunk", self.trunk_step_flops),
+            self._segment(branch, steps - decay, "stable", self.grown_step_flops),
+            self._segment(anneal, decay, "anneal", self.grown_step_flops),
+        ]
+        if status in ("done", "diverged"):
+            self._trajectory("branch", branch, steps - decay, self.grown_step_flops, acc - 0.02, seed)
+        if status == "done":
+            self._trajectory("anneal", anneal, decay, self.grown_step_flops, acc, seed, end=True)
+        sunk = s * self.trunk_step_flops
+        states = {
+            "base": [trunk, s],
+            "start": [branch, 0],
+            "stable": [branch, steps - decay],
+            "final": [anneal, decay],
+        }
+        extra = steps * self.grown_step_flops
+        self._cell("branch", seed, trunk, path, states, True, sunk, extra, controls, s, method, status)
+
+    def _continued(self, seed, trunk, s, extra, acc) -> str:
+        steps = int(extra // self.trunk_step_flops)
+        decay = steps // 5
+        anneal = identity(self.effect.name, seed, s, "continued", steps)
+        path = [
+            self._segment(trunk, s + steps - decay, "trunk", self.trunk_step_flops),
+            self._segment(anneal, decay, "anneal", self.trunk_step_flops),
+        ]
+        self._trajectory("anneal", anneal, decay, self.trunk_step_flops, acc, seed, end=True)
+        states = {"base": None, "start": None, "stable": [trunk, s + steps - decay], "final": [anneal, decay]}
+        return self._cell("continued", seed, trunk, path, states, False, None, None, {}, None, "none", "done")
+
+    def _fresh(self, seed, kind, steps, acc, requested) -> str:
+        scratch, anneal = (identity(self.effect.name, seed, kind, steps, part) for part in "sa")
+        decay = steps // 5
+        path = [
+            self._segment(scratch, steps - decay, "stable", self.grown_step_flops),
+            self._segment(anneal, decay, "anneal", self.grown_step_flops),
+        ]
+        self._trajectory("scratch", scratch, steps - decay, self.grown_step_flops, acc - 0.02, seed)
+        self._trajectory("anneal", anneal, decay, self.grown_step_flops, acc, seed, end=True)
+        states = {"base": None, "start": None, "stable": [scratch, steps - decay], "final": [anneal, decay]}
+        extra = steps * self.grown_step_flops
+        return self._cell(kind, seed, scratch, path, states, requested, 0.0, extra, {}, None, "none", "done")
+
+    def _segment(self, trajectory: str, to_step: int, phase: str, flops: float) -> dict:
+        return {
+            "trajectory_id": trajectory,
+            "from_step": 0,
+            "to_step": to_step,
+            "phase": phase,
+            "flops_per_step": flops,
+            "tokens_per_step": self.effect.tokens_per_step,
+        }
+
+    def _cell(
+        self, kind, seed, trunk, path, states, requested, sunk, extra, controls, growth_step, method, status
+    ) -> str:
+        cell_id = identity(kind, path[-1]["trajectory_id"])
+        if any(row["cell_id"] == cell_id for row in self.cells):
+            return cell_id
+        tokens = sum(p["to_step"] * p["tokens_per_step"] for p in path)
+        total = sum(p["to_step"] * p["flops_per_step"] for p in path)
+        params = TRUNK_PARAMS if kind == "continued" else 2 * TRUNK_PARAMS
+        self.cells.append(
+            {
+                "cell_id": cell_id,
+                "kind": kind,
+                "requested": requested,
+                "controls": controls,
+                "status": status,
+                "trajectory_id": path[-1]["trajectory_id"],
+                "trunk_id": trunk,
+                "growth_step": growth_step,
+                "method": method,
+                "depth_factor": 1 if kind == "continued" else 2,
+                "width_method": "none",
+                "width_factor": 1,
+                "noise_scale": 0.0,
+                "optimizer_state": "reset",
+                "growth_lr": None,
+                "seed": seed,
+                "growth_seed": seed,
+                "sunk_flops": sunk,
+                "extra_flops": extra,
+                "total_flops": total,
+                "paper_flops": total,
+                "chinchilla_multiple": tokens / (20 * params),
+                "tokens": tokens,
+                "unique_tokens": None,
+                "epochs": 1.0,
+                "activated_params": params,
+                "activated_matmul_params": params // 2,
+                "total_params": 3 * params,
+                "trunk_activated_params": TRUNK_PARAMS,
+                "inference_flops_per_token": 2.0 * params,
+                "data": "world",
+                "at_growth": "continue",
+                "decay_fraction": 0.2,
+                "eval_id": "full00000000",
+                "probe_eval_id": "probe0000000",
+                "path": path,
+                "states": states,
+            }
+        )
+        return cell_id
+
+    def _trajectory(self, kind, trajectory, steps, step_flops, acc, seed, end=False) -> None:
+        if trajectory in self.written:
+            return
+        self.written.add(trajectory)
+        folder = self.root / "trajectories" / f"{kind}-planted-{trajectory}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spec.json").write_text(json.dumps({"kind": kind, "seed": seed}))
+        floor = 3.4 - 2.0 * acc
+        noise = self.random.normal(0, 0.05, steps)
+        lines = []
+        start = 0.25 if kind == "branch" else 1.6
+        for step in range(1, steps + 1):
+            fade = 0.1 * (1 - step / steps) if end else start * np.exp(-step / 60) + 0.1
+            line = {"step": step, "loss": floor + fade + noise[step - 1], "lr": 0.004, "grad_norm": 0.5}
+            line |= {"load_balance_loss": 1.0, "z_loss": 0.1, "tokens": step * self.effect.tokens_per_step}
+            lines.append(json.dumps(line | {"flops": step * step_flops}))
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        whole = (
+            {steps} | (set() if end else {0}) | (set(self.effect.growth_steps) if kind == "trunk" else set())
+        )
+        marks = sorted(whole | (set() if end else set(range(0, steps, 20))))
+        evals = []
+        for step in marks:
+            gap = 0.3 if kind == "branch" else 1.0
+            level = acc if end else acc - gap * (acc - CHANCE) * np.exp(-step / 80)
+            evals.append(self._evaluation(step, "probe", 100, level))
+            if step in whole:
+                evals.append(self._evaluation(step, "full", self.effect.items, level))
+        (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
+
+    def _evaluation(self, step: int, suite: str, items: int, acc: float) -> dict:
+        share = items // len(FAMILIES)
+        families = {}
+        for i, name in enumerate(FAMILIES):
+            hit = self.random.binomial(share, np.clip(acc + 0.06 * (i - 2), 0.02, 0.98)) / share
+            families[name] = {
+                "acc": hit,
+                "n": share,
+                "se": float(np.sqrt(hit * (1 - hit) / share)),
+                "chance": CHANCE,
+                "prob_right": hit * 0.9,
+                "loss": 3.4 - 2.0 * hit,
+                "levels": {},
+            }
+        mean = float(np.mean([f["acc"] for f in families.values()]))
+        return {
+            "step": step,
+            "eval_id": f"{suite}00000000"[:12],
+            "suite": suite,
+            "acc": mean,
+            "acc_se": float(np.sqrt(sum(f["se"] ** 2 for f in families.values())) / len(FAMILIES)),
+            "n": share * len(FAMILIES),
+            "chance": CHANCE,
+            "prob_right": 0.9 * mean,
+            "loss": 3.4 - 2.0 * mean,
+            "families": families,
+        }

@@ -1,0 +1,181 @@
+"""Scores are what they say: chance for a model that knows nothing, 1 for one that knows the answers."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch.nn import functional as F
+
+from moe.config import EvaluateConfig, ModelConfig, to_plain
+from moe.data import Items, data_identity, open_data, parse_data
+from moe.evaluate import eval_id, evaluate
+from moe.model import MoETransformer
+
+CONF = Path(__file__).parents[1] / "conf" / "data"
+
+
+@pytest.fixture(scope="module")
+def world():
+    return open_data(data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text()))))
+
+
+class Table(torch.nn.Module):
+    """A model whose next-token logits are read from a table by the tokens before: {prefix: token}."""
+
+    def __init__(self, vocab_size: int, following: dict[tuple, int]):
+        super().__init__()
+        self.head = torch.nn.Linear(vocab_size, vocab_size, bias=False)
+        torch.nn.init.eye_(self.head.weight)
+        self.following = following
+
+    def hidden(self, tokens_BT):
+        x_BTD = torch.zeros(*tokens_BT.shape, self.head.weight.shape[0])
+        for b, row in enumerate(tokens_BT.tolist()):
+            for t in range(len(row)):
+                if (token := self.following.get(tuple(row[: t + 1]))) is not None:
+                    x_BTD[b, t, token] = 20.0
+        return x_BTD, []
+
+
+def knowing(data, num_items: int) -> Table:
+    following = {}
+    for items in data.items(num_items):
+        for i in range(len(items)):
+            tokens = [*items.context[i, : items.context_length[i]], *items.choices[i, items.answer[i]]]
+            for k in range(items.choices.shape[2]):
+                end = items.context_length[i] + k
+                following[tuple(int(t) for t in tokens[:end])] = int(tokens[end])
+    return Table(data.vocab_size, following)
+
+
+def tiny(vocab_size: int) -> MoETransformer:
+    sizes = dict.fromkeys((f.name for f in dataclasses.fields(ModelConfig)), 2)
+    sizes |= {"vocab_size": vocab_size, "hidden_size": 16, "head_dim": 8, "expert_hidden_size": 8}
+    sizes |= {"num_experts": 4, "num_heads": 2, "num_kv_heads": 1, "rope_theta": 1e4, "norm_eps": 1e-6}
+    return MoETransformer(ModelConfig(**sizes)).initialise(0)
+
+
+class Phrases:
+    """Two families with continuations of three tokens and contexts of two lengths."""
+
+    vocab_size, unique_tokens = 12, None
+
+    def items(self, num_items: int) -> list[Items]:
+        draws = np.random.default_rng(num_items)
+        length = np.array([4, 6] * (num_items // 2))
+        context = draws.integers(0, 12, (num_items, 6)) * (np.arange(6) < length[:, None])
+        return [
+            Items(
+                family=family,
+                context=context,
+                context_length=length,
+                choices=draws.integers(0, 12, (num_items, 5, 3)),
+                answer=draws.integers(0, 5, num_items),
+                level=length // 2,
+            )
+            for family in ("one", "two")
+        ]
+
+    def held_out(self, num_sequences: int, seq_len: int) -> dict[str, np.ndarray]:
+        tokens = np.random.default_rng(0).integers(0, 12, (num_sequences, seq_len + 1))
+        return {"one": tokens, "two": tokens}
+
+
+def test_a_model_that_knows_the_answers_scores_one(world):
+    result = evaluate(knowing(world, 60), world, 60, seq_len=16)
+    assert result["acc"] == 1.0
+    assert result["acc_se"] == 0.0
+    assert result["prob_right"] == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_model_that_knows_the_continuations_scores_one():
+    data = Phrases()
+    result = evaluate(knowing(data, 20), data, 20, seq_len=8)
+    assert result["acc"] == 1.0
+
+
+def test_a_constant_model_scores_chance(world):
+    result = evaluate(Table(world.vocab_size, {}), world, 1000, seq_len=128)
+    assert result["acc"] == pytest.approx(result["chance"], abs=4 * result["acc_se"])
+    assert result["prob_right"] == pytest.approx(0.25)
+    for family in result["families"].values():
+        assert family["acc"] == pytest.approx(0.25, abs=4 * family["se"])
+        assert family["loss"] == pytest.approx(math.log(world.vocab_size), abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["one token", "three tokens"])
+def test_scores_equal_those_of_one_unpadded_pass_per_choice(world, kind):
+    data = world if kind == "one token" else Phrases()
+    model = tiny(data.vocab_size)
+    result = evaluate(model, data, 20, seq_len=16)
+    for items in data.items(20):
+        right = []
+        for i in range(len(items)):
+            context = torch.from_numpy(items.context[i, : items.context_length[i]])
+            scores = []
+            for choice in torch.from_numpy(items.choices[i]):
+                tokens = torch.cat([context, choice])[None]
+                log_p = F.log_softmax(model(tokens)[0, :-1], -1)[len(context) - 1 :]
+                scores.append(float(log_p.gather(1, choice[:, None]).detach().sum()))
+            right.append(int(np.argmax(scores)) == items.answer[i])
+        levels = result["families"][items.family]["levels"]
+        for level in np.unique(items.level):
+            assert levels[str(level)] == pytest.approx(np.mean(np.array(right)[items.level == level]))
+
+
+def test_the_loss_is_the_mean_cross_entropy_of_the_held_out_sequences(world):
+    model = tiny(world.vocab_size)
+    result = evaluate(model, world, 20, seq_len=16)
+    for family, tokens in world.held_out(5, 16).items():
+        tokens = torch.from_numpy(tokens)
+        expected = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+        assert result["families"][family]["loss"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_the_mean_weighs_families_and_levels_alike_and_its_error_is_binomial(world):
+    result = evaluate(tiny(world.vocab_size), world, 200, seq_len=16)
+    families = result["families"].values()
+    assert result["acc"] == pytest.approx(np.mean([f["acc"] for f in families]))
+    assert result["n"] == sum(f["n"] for f in families)
+    for family in families:
+        assert family["acc"] == pytest.approx(np.mean(list(family["levels"].values())))
+        assert family["se"] == pytest.approx(
+            math.sqrt(family["acc"] * (1 - family["acc"]) / family["n"]), rel=0.2
+        )
+    assert result["acc_se"] == pytest.approx(math.sqrt(sum(f["se"] ** 2 for f in families)) / 5)
+
+
+def test_evaluating_twice_is_the_same_plain_json_and_leaves_the_model_alone(world):
+    model = tiny(world.vocab_size).train()
+    result = evaluate(model, world, 40, seq_len=16)
+    assert evaluate(model, world, 40, seq_len=16) == result
+    assert json.loads(json.dumps(result)) == result
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_eval_id_names_what_is_asked_and_needs_no_torch():
+    config = EvaluateConfig(items=1000, probe_items=100, probe_every=50)
+    identity = data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text())))
+    full = eval_id(config, identity, "full")
+    assert full == eval_id(dataclasses.replace(config, probe_items=7, probe_every=9), identity, "full")
+    assert full != eval_id(dataclasses.replace(config, items=999), identity, "full")
+    assert full != eval_id(dataclasses.replace(config, probe_items=1000), identity, "probe")
+    assert full != eval_id(config, {**identity, "world_seed": 1}, "full")
+    with pytest.raises(ValueError, match="suite=all is not a choice; choose one of full, probe"):
+        eval_id(config, identity, "all")
+    code = "import sys, moe.evaluate; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parents[1])
+
+
+def test_a_model_plain_json_round_trip_of_the_shipped_configurations():
+    for name in ("world", "text"):
+        mapping = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+        assert json.loads(json.dumps(to_plain(parse_data(mapping)))) == mapping

@@ -1,0 +1,150 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from planted import Effect, plant
+
+from analysis.figures import (
+    accuracy_against_sunk_flops,
+    accuracy_by_family,
+    loss_and_accuracy_by_sunk_flops,
+    save,
+    themed,
+    trunk_with_growth_points,
+)
+from analysis.figures.style import looks
+from analysis.table import cells_table, curves, trunk_curves
+from sweeps.store import Store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    root = tmp_path_factory.mktemp("store")
+    plant(root, Effect(net=0.02, slope=0.02))
+    return Store(plant(root, Effect(name="seeds", seeds=(0, 1, 2), growth_steps=(100, 300))))
+
+
+def test_the_main_figure_draws_every_final_accuracy_beside_its_controls(store):
+    cells = cells_table(store, "planted")
+    with themed():
+        table, figure = accuracy_against_sunk_flops(cells)
+    left = table[table["panel"] == "final accuracy"].set_index(["series", "sunk_flops"])
+    for _, cell in cells[cells["kind"] == "branch"].iterrows():
+        at = cell["sunk_flops"]
+        assert left.loc[(cell["arm"], at), "mean_pct"] == pytest.approx(100 * cell["final_acc"])
+        assert left.loc[(cell["arm"], at), "se_pct"] == pytest.approx(100 * cell["final_acc_se"])
+        assert left.loc[("continued", at), "mean_pct"] == pytest.approx(100 * cell["continued_acc"])
+    assert ("scratch, equal extra", 0.0) in left.index
+    assert len(figure.axes) == 2
+
+
+def test_net_is_drawn_as_final_minus_continued(store):
+    cells = cells_table(store, "planted")
+    with themed():
+        table, _ = accuracy_against_sunk_flops(cells)
+    net = table[table["panel"] == "net"].groupby("series")["mean_pct"].mean()
+    wanted = cells[cells["kind"] == "branch"].groupby("arm")["net"].mean()
+    assert np.allclose(net.sort_index(), 100 * wanted.sort_index())
+
+
+def test_captions_tell_cells_trunks_and_what_the_bars_are(store):
+    with themed():
+        one, _ = accuracy_against_sunk_flops(cells_table(store, "planted"))
+        three, _ = accuracy_against_sunk_flops(cells_table(store, "seeds"))
+    assert "8 grown cells on 5000 items each, 1 trunk (seed 0)" in one.attrs["caption"]
+    assert "error of the evaluation" in one.attrs["caption"]
+    assert "3 trunks (seeds 0, 1, 2)" in three.attrs["caption"]
+    assert "over 3 trunks" in three.attrs["caption"]
+
+
+def test_several_trunks_are_drawn_as_their_mean_and_standard_error(store):
+    cells = cells_table(store, "seeds")
+    with themed():
+        table, _ = accuracy_against_sunk_flops(cells)
+    stack = cells[(cells["arm"] == "stack") & (cells["growth_step"] == 100)]["final_acc"]
+    point = table[(table["series"] == "stack") & (table["panel"] == "final accuracy")].iloc[0]
+    assert point["n_trunks"] == 3
+    assert point["se_pct"] == pytest.approx(100 * stack.std(ddof=1) / np.sqrt(3))
+
+
+def test_learning_curves_hold_loss_lines_and_accuracy_points_for_each_growth_step(store):
+    with themed():
+        table, _ = loss_and_accuracy_by_sunk_flops(curves(store, "planted"))
+    train = table[table["source"] == "train"]
+    assert train["smoothed"].notna().all()
+    assert train.groupby("arm")["sunk_flops"].nunique().to_dict() == {
+        "interposition": 4,
+        "scratch": 1,
+        "stack": 4,
+    }
+    ends = table[(table["kind"] == "continued") & (table["source"] == "full")]
+    assert ends.groupby("arm")["sunk_flops"].nunique().to_dict() == {"interposition": 4, "stack": 4}
+
+
+def test_the_trunk_figure_marks_every_growth_step(store):
+    cells = cells_table(store, "planted")
+    with themed():
+        table, _ = trunk_with_growth_points(trunk_curves(store, "planted"), cells)
+    marked = table[table["quantity"] == "growth points on training loss"]["flops"]
+    assert sorted(marked) == sorted(cells["sunk_flops"].dropna().unique()[1:])
+
+
+def test_each_family_has_its_own_accuracies(store):
+    cells = cells_table(store, "planted")
+    with themed():
+        table, _ = accuracy_by_family(cells)
+    assert set(table["family"]) == {"facts", "hops", "arithmetic", "recall", "grammar"}
+    facts = table[(table["family"] == "facts") & (table["series"] == "stack")].set_index("sunk_flops")
+    for _, cell in cells[cells["arm"] == "stack"].iterrows():
+        assert facts.loc[cell["sunk_flops"], "mean_pct"] == pytest.approx(100 * cell["final_acc_facts"])
+
+
+def test_without_finished_cells_the_figures_say_so_and_draw_nothing(tmp_path):
+    (tmp_path / "studies" / "bare").mkdir(parents=True)
+    bare = Store(tmp_path)
+    cells = cells_table(bare, "bare")
+    with themed():
+        drawn = [
+            accuracy_against_sunk_flops(cells),
+            accuracy_by_family(cells),
+            loss_and_accuracy_by_sunk_flops(curves(bare, "bare")),
+            trunk_with_growth_points(trunk_curves(bare, "bare"), cells),
+        ]
+    for table, figure in drawn:
+        assert table.empty
+        assert "nothing to draw" in table.attrs["caption"]
+        assert not figure.axes
+
+
+def test_a_method_keeps_its_colour_and_marker_whatever_else_is_drawn():
+    alone = looks(["stack"])["stack"]
+    beside = looks(["interposition", "stack, α=0", "stack, α=0.01"])
+    assert beside["stack, α=0"].colour == beside["stack, α=0.01"].colour == alone.colour
+    assert beside["stack, α=0"].marker == alone.marker != beside["interposition"].marker
+    assert beside["stack, α=0"].line != beside["stack, α=0.01"].line
+
+
+_DRAW = """
+import hashlib, pathlib, sys
+from analysis.figures import accuracy_against_sunk_flops, save, themed
+from analysis.table import cells_table
+from sweeps.store import Store
+with themed():
+    save(*accuracy_against_sunk_flops(cells_table(Store(sys.argv[1]), "planted")), pathlib.Path(sys.argv[2]))
+"""
+
+
+def test_pictures_of_equal_data_are_equal_in_every_byte(store, tmp_path):
+    with themed():
+        save(*accuracy_against_sunk_flops(cells_table(store, "planted")), tmp_path / "here")
+    environment = {
+        "PYTHONHASHSEED": "7",
+        "SOURCE_DATE_EPOCH": "86400",
+        "MPLBACKEND": "svg",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    there = str(tmp_path / "there")
+    subprocess.run([sys.executable, "-c", _DRAW, str(store.root), there], check=True, env=environment)
+    for kind in ("png", "pdf", "csv"):
+        assert (tmp_path / f"here.{kind}").read_bytes() == (tmp_path / f"there.{kind}").read_bytes()

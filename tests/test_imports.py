@@ -1,0 +1,73 @@
+"""The walls of the building, read from the imports."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+ALLOWED = {  # who may import whom, by top-level place
+    "moe": {"moe"},
+    "sweeps": {"sweeps", "moe"},
+    "hydra_plugins": {"hydra_plugins", "sweeps"},
+    "analysis": {"analysis", "sweeps.store", "moe.config", "moe.flops"},
+    "sweep.py": {"sweeps"},
+    "report.py": {"analysis", "sweeps.store", "moe.config"},
+}
+OURS = ("moe", "sweeps", "analysis", "hydra_plugins", "sweep", "report")
+ONLY_IN = {"ray": "sweeps/ray.py", "wandb": "sweeps/tracking.py"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def sources(place):
+    top = tiny.ROOT / place
+    return [top] if top.is_file() else sorted(top.rglob("*.py"))
+
+
+@pytest.mark.parametrize("place", ALLOWED)
+def test_imports_point_one_way(place):
+    assert sources(place)
+    for path in sources(place):
+        for module in imports(path):
+            if module.split(".")[0] in OURS:
+                allowed = any(module == ok or module.startswith(ok + ".") for ok in ALLOWED[place])
+                # `from moe import flops` names the package; what it takes is checked by its own name.
+                assert allowed or module == "moe", f"{path.relative_to(tiny.ROOT)} imports {module}"
+
+
+@pytest.mark.parametrize(("library", "home"), ONLY_IN.items())
+def test_ray_and_wandb_are_imported_in_one_place(library, home):
+    users = {
+        str(path.relative_to(tiny.ROOT))
+        for place in ALLOWED
+        for path in sources(place)
+        if library in {module.split(".")[0] for module in imports(path)}
+    }
+    assert users == {home}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "sweeps.plan",
+        "sweeps.store",
+        "sweeps.study",
+        "analysis.report",
+        "analysis.correlation",
+        "hydra_plugins.regrow.launcher",
+    ],
+)
+def test_planning_and_analysis_need_no_heavy_library(module):
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'wandb'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny.ROOT
+    )
+    assert done.stdout.strip() == "[]"

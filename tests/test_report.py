@@ -1,0 +1,184 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from planted import Effect, plant
+
+from analysis.claims import Verdict, judge, opening, verdict_of
+from analysis.correlation import correlate
+from analysis.report import missing, write_report
+from analysis.table import cells_table
+from sweeps.store import Store
+
+ROOT = Path(__file__).parents[1]
+FIVE = (0, 1, 2, 3, 4)
+
+
+def said(root, effect):
+    cells = cells_table(Store(plant(root, effect)), effect.name)
+    correlation = correlate(cells)
+    return opening(cells, correlation), judge(cells, correlation, 0.01)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    root = tmp_path_factory.mktemp("planted")
+    store = Store(plant(root / "store", Effect(slope=0.02, net=0.02, tokens_per_step=2048)))
+    return write_report(store, "planted", root / "page"), root / "page"
+
+
+def test_the_page_stands_alone_and_opens_with_the_sentence(written):
+    report, folder = written
+    page = report.page.read_text()
+    first = re.search(r'<p class="lead">(.*?)</p>', page).group(1)
+    assert re.sub(r"<sub>(.)</sub>", r"_\1", first) == report.opening
+    assert not re.search(r"(src|href|srcset)=\"(https?:)?//", page)
+    assert "<script" not in page
+    assert "nan" not in re.sub(r"base64,[\w+/=]+", "", page).lower().replace("provenance", "")
+    names = {"accuracy_against_sunk_flops", "loss_and_accuracy_by_sunk_flops", "trunk_with_growth_points"}
+    for name in names | {"accuracy_by_family"}:
+        assert all((folder / "figures" / f"{name}.{kind}").stat().st_size for kind in ("png", "pdf", "csv"))
+
+
+def test_the_null_stands_before_r(written):
+    page = written[0].page.read_text()
+    assert page.index("median r") < page.index("Pearson")
+
+
+def test_cells_csv_holds_the_promised_columns(written):
+    table = pd.read_csv(written[1] / "cells.csv")
+    promised = """
+        study cell_id kind control_of trajectory_id trunk_id growth_step method depth_factor width_method
+        width_factor noise_scale optimizer_state growth_lr seed sunk_flops extra_flops total_flops
+        chinchilla_multiple base_acc start_acc final_acc final_acc_se stable_acc base_loss start_loss
+        final_loss damage net tokens unique_tokens epochs activated_params total_params
+        inference_flops_per_token wall_s
+    """
+    assert set(promised.split()) <= set(table.columns)
+    assert len(table) == 17
+
+
+def test_correlation_json_is_strict_json_with_its_claims(written):
+    text = (written[1] / "correlation.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
+    assert found["n_trunks"] == 1
+    assert set(found["series"]) == {"stack", "interposition", "pooled"}
+
+
+def test_with_one_trunk_everything_is_undecided(tmp_path):
+    sentence, claims = said(tmp_path, Effect(slope=0.05, net=0.1))
+    assert {claim["verdict"] for claim in claims} == {"undecided"}
+    assert "one trunk, no interval" in sentence
+    assert "cannot decide whether growing beats continuing" in sentence
+
+
+@pytest.mark.parametrize("seeds", [(0,), FIVE, tuple(range(8))])
+def test_a_store_without_any_effect_yields_no_positive_sentence(tmp_path, seeds):
+    sentence, claims = said(tmp_path, Effect(seeds=seeds, tokens_per_step=65536))
+    assert "cannot decide whether growing beats continuing" in sentence
+    assert Verdict.AGREES not in {claim["verdict"] for claim in claims}
+
+
+def test_a_planted_net_lies_inside_the_interval_of_the_opening_sentence(tmp_path):
+    sentence, _ = said(tmp_path, Effect(seeds=FIVE, net=0.02, tokens_per_step=65536))
+    low, high = re.search(r"95 % interval ([+−\d.]+) to ([+−\d.]+)", sentence).groups()
+    assert float(low.replace("−", "-")) < 2.0 < float(high)
+    assert "whether growing beats continuing" not in sentence
+
+
+def test_eight_trunks_in_the_regime_of_the_claim_earn_a_verdict(tmp_path):
+    _, claims = said(tmp_path, Effect(seeds=tuple(range(8)), slope=0.004, tokens_per_step=65536))
+    assert claims[0]["id"] == "C1"
+    assert claims[0]["verdict"] == "agrees"
+
+
+def test_below_one_f_c_nothing_is_claimed_about_stack_against_interposition(tmp_path):
+    sentence, claims = said(tmp_path, Effect(seeds=FIVE, method_gain=0.1, tokens_per_step=1024))
+    c3 = claims[-1]
+    assert c3["id"] == "C3"
+    assert c3["why"].startswith("Nothing is claimed")
+    assert c3["verdict"] == "regime not covered"
+    assert "stack against interposition" in sentence
+
+
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ([0.02, 0.05], Verdict.AGREES),
+        ([-0.05, -0.02], Verdict.DISAGREES),
+        ([-0.004, 0.006], Verdict.NO_DIFFERENCE),
+        ([0.001, 0.009], Verdict.NO_DIFFERENCE),
+        ([-0.02, 0.05], Verdict.UNDECIDED),
+    ],
+)
+def test_a_verdict_follows_from_the_interval_and_delta(interval, verdict):
+    assert verdict_of(interval, 0.01) is verdict
+
+
+def test_an_unfinished_study_gets_a_page_that_says_what_is_missing(tmp_path):
+    status = {
+        (100, "stack"): "diverged",
+        (200, "stack"): "failed",
+        (400, "stack"): "todo",
+        (800, "stack"): "blocked",
+    }
+    effect = Effect(methods=("stack",), controls=(), status=status)
+    report = write_report(Store(plant(tmp_path, effect)), "planted", tmp_path / "page")
+    page = report.page.read_text()
+    assert report.opening == "No grown cell of this study has finished, so it decides nothing."
+    for word in ("1 cell diverged", "1 cell failed", "1 cell blocked", "1 cell not trained yet"):
+        assert word in page
+
+
+def test_missing_controls_are_named_and_no_net_is_shown(tmp_path):
+    store = Store(plant(tmp_path, Effect(controls=("scratch_extra",))))
+    cells = cells_table(store, "planted")
+    sentence = opening(cells, correlate(cells))
+    assert any(
+        "continued control, so no net is shown" in line for line in missing(cells, store.study("planted"))
+    )
+    assert "no finished control that continues the trunk" in sentence
+
+
+def test_a_study_that_never_ran_gets_a_page_too(tmp_path):
+    (tmp_path / "studies" / "bare").mkdir(parents=True)
+    page = write_report(Store(tmp_path), "bare", tmp_path / "page").page.read_text()
+    assert "it was not run yet" in page
+
+
+_COMMAND = [sys.executable, str(ROOT / "report.py")]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["study=nope"], "nope"), ([], "study is missing"), (["study=planted", "do=x"], "do=x")],
+)
+def test_bad_input_is_refused_with_one_line_and_exit_code_2(tmp_path, words, message):
+    store = plant(tmp_path / "store", Effect(growth_steps=(100,), extra_steps=20))
+    command = [*_COMMAND, *words, f"launch.store={store}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+    assert not (tmp_path / "reports").exists()
+
+
+def test_the_command_prints_the_page_and_its_opening_and_leaves_no_logs(tmp_path):
+    plant(tmp_path / "store", Effect(growth_steps=(100, 200, 300), extra_steps=20, methods=("stack",)))
+    command = [*_COMMAND, "study=planted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    page, sentence = done.stdout.splitlines()
+    assert page == "reports/planted/index.html"
+    assert sentence.startswith("At N_a = 120k")
+    assert "report.py study=planted" in (tmp_path / page).read_text()
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".log", ".yaml")]
+
+
+def test_analysis_needs_neither_torch_nor_ray_nor_wandb():
+    script = "import sys, analysis.report; assert not {'torch', 'ray', 'wandb'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -1,0 +1,242 @@
+"""One task at a time through the store: resume, kill, corruption, locks. All on real tiny training."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from moe.files import read_json
+from sweeps.outcome import Order, Result
+from sweeps.store import Store
+from sweeps.study import Refused, run_study
+from sweeps.worker import WorkerOptions, perform
+
+
+def make_options(root: str, alive: Path, **more) -> WorkerOptions:
+    alive.touch()
+    settings = {
+        "store": root,
+        "device": "cpu",
+        "threads": 1,
+        "keep_every": 1000,
+        "checkpoint_s": 1e9,
+        "probe": ("probe", 8, 4),
+        "alive": str(alive),
+        "corpus": None,
+        "git_commit": None,
+    }
+    return WorkerOptions(**{**settings, **more})
+
+
+@pytest.fixture
+def trunk(store_root, tmp_path):
+    """A prepared store, its trunk, and a function that does orders on it."""
+    store, trajectory = Store(store_root), tiny.cell().trunk
+    store.prepare()
+    store.add(trajectory)
+
+    def do(step, evaluations=(), rewind=False, **more):
+        order = Order(
+            task_id=f"{trajectory.id}@{step}",
+            trajectory_id=trajectory.id,
+            step=step,
+            evaluations=tuple(evaluations),
+            rewind=rewind,
+        )
+        return perform(order, make_options(store_root, tmp_path / "alive", **more))
+
+    return store, trajectory, do
+
+
+def science(folder: Path) -> dict[str, bytes]:
+    """The bytes that must not depend on how a run was interrupted."""
+    names = ("model.safetensors", "optimizer.safetensors", "state.json")
+    paths = [path for name in names for path in folder.glob(f"states/step_*/{name}")]
+    paths += [folder / "metrics.jsonl", folder / "evals.jsonl"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_task_stores_its_state_lines_and_evaluations(trunk):
+    store, trajectory, do = trunk
+    assert do(6, [("suite", 16)]).result is Result.DONE
+    assert store.stored_steps(trajectory.id) == [6]
+    assert [line["step"] for line in store.metrics(trajectory.id)] == list(range(1, 7))
+    assert store.evaluated(trajectory.id) == {(4, "probe"), (6, "suite")}
+    assert store.wall_s(trajectory.id) > 0
+
+
+def test_a_stopped_task_saves_and_goes_on_bit_for_bit(trunk, tmp_path):
+    store, trajectory, do = trunk
+    do(9, [("suite", 16)])
+    whole = science(store.folder(trajectory.id))
+    shutil.rmtree(store.root)
+    store = Store(store.root)
+    store.prepare()
+    store.add(trajectory)
+    missing = make_options(str(store.root), tmp_path / "other")
+    Path(missing.alive).unlink()
+    order = Order(
+        task_id="t", trajectory_id=trajectory.id, step=9, evaluations=(("suite", 16),), rewind=False
+    )
+    assert perform(order, missing).result is Result.STOPPED
+    assert store.stored_steps(trajectory.id) == [1]
+    assert do(9, [("suite", 16)]).result is Result.DONE
+    assert science(store.folder(trajectory.id)) == whole  # the checkpoint at 1 is gone, too
+
+
+def test_checkpoints_by_the_clock_leave_no_trace(trunk):
+    store, trajectory, do = trunk
+    do(5, checkpoint_s=0)
+    assert store.stored_steps(trajectory.id) == [5]
+
+
+def test_a_checkpoint_that_becomes_a_tap_stays(trunk, tmp_path):
+    store, trajectory, do = trunk
+    stop = make_options(str(store.root), tmp_path / "gone")
+    Path(stop.alive).unlink()
+    perform(Order(task_id="t", trajectory_id=trajectory.id, step=9, evaluations=(), rewind=False), stop)
+    do(1, [("suite", 16)])
+    do(3)
+    assert store.stored_steps(trajectory.id) == [1, 3]
+    assert read_json(store.state_folder(trajectory.id, 1) / "DONE.json")["transient"] is False
+
+
+def test_trunks_keep_states_at_the_stated_interval(trunk):
+    store, trajectory, do = trunk
+    do(7, keep_every=3)
+    assert store.stored_steps(trajectory.id) == [3, 6, 7]
+
+
+def test_a_rewind_writes_its_state_and_nothing_else_and_sees_the_same_losses(trunk):
+    store, trajectory, do = trunk
+    do(2)
+    do(8)
+    before = (store.folder(trajectory.id) / "metrics.jsonl").read_bytes()
+    outcome = do(5, rewind=True)
+    assert (outcome.result, outcome.warnings) == (Result.DONE, ())
+    assert outcome.trained_flops == pytest.approx(3 * trajectory.flops_per_step)
+    assert store.stored_steps(trajectory.id) == [2, 5, 8]
+    assert (store.folder(trajectory.id) / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_rewind_that_sees_other_losses_says_so(trunk):
+    store, trajectory, do = trunk
+    do(2)
+    do(8)
+    path = store.folder(trajectory.id) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"loss":', '"loss":1'))
+    assert "at step 3" in do(5, rewind=True).warnings[0]
+
+
+def test_a_corrupt_state_is_set_aside_and_derived_again(trunk):
+    store, trajectory, do = trunk
+    do(3)
+    do(6)
+    whole = science(store.folder(trajectory.id))
+    model = store.state_folder(trajectory.id, 6) / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-8] + b"harmed!!")
+    outcome = do(6, [("suite", 16)])
+    assert outcome.result is Result.DONE
+    assert "set aside" in outcome.warnings[0]
+    again = science(store.folder(trajectory.id))
+    assert again["states/step_00000006/model.safetensors"] == whole["states/step_00000006/model.safetensors"]
+    assert again["metrics.jsonl"] == whole["metrics.jsonl"]
+
+
+def test_a_busy_trajectory_is_an_event_and_not_a_wait(trunk):
+    store, trajectory, do = trunk
+    with store.writing(trajectory.id):
+        begin = time.monotonic()
+        assert do(3).result is Result.BUSY
+        assert time.monotonic() - begin < 5
+    assert do(3).result is Result.DONE
+
+
+def test_a_failing_task_keeps_its_traceback(trunk, monkeypatch):
+    store, trajectory, do = trunk
+    monkeypatch.setattr("sweeps.worker.Trainer", lambda *a: (_ for _ in ()).throw(RuntimeError("no luck")))
+    outcome = do(3)
+    assert outcome.result is Result.FAILED
+    assert "RuntimeError: no luck" in outcome.error
+    assert "no luck" in (store.folder(trajectory.id) / "attempts/01/error.txt").read_text()
+    monkeypatch.undo()
+    do(3)
+    assert (store.folder(trajectory.id) / "attempts/02/timing.jsonl").exists()
+
+
+def test_a_diverged_trajectory_is_a_result_that_is_kept(store_root, tmp_path):
+    store, trajectory = Store(store_root), tiny.cell(train__lr=1e6).trunk
+    store.prepare()
+    store.add(trajectory)
+    order = Order(task_id="t", trajectory_id=trajectory.id, step=16, evaluations=(), rewind=False)
+    assert perform(order, make_options(store_root, tmp_path / "alive")).result is Result.DIVERGED
+    assert 1 <= store.diverged(trajectory.id) <= 16
+    assert store.metrics(trajectory.id)  # what was seen before it is kept
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import tiny
+from sweeps.study import run_study
+import moe.checkpoint, sweeps.worker
+count = 0
+def save(*args, **kwargs):
+    global count
+    count += 1
+    if count == {at}:
+        {how}
+    moe.checkpoint.save_state(*args, **kwargs)
+sweeps.worker.save_state = save
+run_study([tiny.mapping(launch__store={root!r}, controls=["continued"])])
+"""
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_killed_run_leaves_no_half_state_and_the_rerun_ends_with_the_same_bytes(tmp_path, at):
+    mapping = tiny.mapping(controls=["continued"])
+    calm, killed = (
+        {**mapping, "launch": {**mapping["launch"], "store": str(tmp_path / name)}}
+        for name in ("calm", "killed")
+    )
+    run_study([calm])
+    script = KILLED.format(
+        tests=str(Path(__file__).parent),
+        root=str(tmp_path / "killed"),
+        at=at,
+        how="os.kill(os.getpid(), signal.SIGKILL)",
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == -9
+    assert run_study([killed]).exit_code == 0
+    folders = sorted((tmp_path / "calm" / "trajectories").glob("*-*"))
+    assert folders
+    for folder in folders:
+        assert science(folder) == science(tmp_path / "killed" / "trajectories" / folder.name), folder.name
+
+
+def test_a_refused_request_writes_nothing(tmp_path):
+    with pytest.raises(Refused, match=r"growth.step=99"):
+        run_study([tiny.mapping(launch__store=str(tmp_path / "store"), growth__step=99)])
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path):
+    (tmp_path / "store.json").write_text('{"version": 99}')
+    with pytest.raises(ValueError, match="store version 99, newer than"):
+        Store(tmp_path)
+
+
+def test_options_travel_as_plain_values():
+    kinds = {str(field.type) for field in dataclasses.fields(WorkerOptions)}
+    assert kinds <= {
+        "<class 'str'>",
+        "<class 'int'>",
+        "<class 'float'>",
+        "str | None",
+        "tuple[str, int, int]",
+    }

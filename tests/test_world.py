@@ -1,0 +1,301 @@
+"""The embedded language: its documents are true, its split is honest, its tokens depend on nothing else."""
+
+import dataclasses
+import hashlib
+import itertools
+import subprocess
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from moe.config import to_plain
+from moe.data import WorldConfig, data_identity, open_data, parse_data
+from moe.data.world import FAMILIES, VERSION, World
+
+CONF = Path(__file__).parents[1] / "conf" / "data" / "world.yaml"
+
+
+@pytest.fixture(scope="module")
+def config() -> WorldConfig:
+    return parse_data(yaml.safe_load(CONF.read_text()))
+
+
+@pytest.fixture(scope="module")
+def world(config) -> World:
+    return open_data(data_identity(config))
+
+
+@pytest.fixture(scope="module")
+def documents(world) -> dict[str, list[list[str]]]:
+    """Whole training documents in words, by family."""
+    words = world.words(world.batch(0, 0, 400, 128)).split()
+    starts = [i for i, word in enumerate(words) if word.endswith(":")]
+    found = defaultdict(list)
+    for start, end in itertools.pairwise(starts):
+        found[words[start][:-1]].append(words[start + 1 : end])
+    return found
+
+
+@pytest.fixture(scope="module")
+def items(world):
+    return {items.family: items for items in world.items(300)}
+
+
+def asked(world, items, i: int) -> tuple[list[str], list[str], str]:
+    context = world.words(items.context[i, : items.context_length[i]]).split()
+    choices = [world.words(choice) for choice in items.choices[i]]
+    return context[1:], choices, choices[items.answer[i]]
+
+
+def answer_arithmetic(words: list[str], modulus: int) -> str:
+    """Evaluates `3 + 4 - 2 =` step by step."""
+    value = int(words[0])
+    for operator, number in zip(words[1:-1:2], words[2:-1:2], strict=True):
+        value = value + int(number) if operator == "+" else value - int(number)
+    return str(value % modulus)
+
+
+def answer_hops(words: list[str]) -> str:
+    """Walks the pairs before the first query, as often as the last query says."""
+    first = next(i for i, word in enumerate(words) if word.startswith("hop"))
+    following = dict(zip(words[:first:2], words[1:first:2], strict=True))
+    place = words[-1]
+    for _ in range(int(words[-2].removeprefix("hop"))):
+        place = following[place]
+    return place
+
+
+def answer_recall(words: list[str]) -> str:
+    pairs = words[: words.index("?")]
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))[words[-1]]
+
+
+def subject_of_last_verb(words: list[str], verbs: set[str]) -> tuple[str, str]:
+    """Matches verbs to nouns with a stack; (the last verb, the noun it belongs to)."""
+    stack = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "the":
+            stack.append(following)
+        elif word in verbs:
+            verb, noun = word, stack.pop()
+    assert not stack
+    return verb, noun
+
+
+def test_every_sum_is_right(documents, config):
+    for words in documents["arithmetic"]:
+        assert words[-1] == answer_arithmetic(words[:-1], config.modulus)
+
+
+def test_every_walk_and_every_recalled_pair_is_right(documents):
+    for words in documents["hops"]:
+        assert words[-1] == answer_hops(words[:-1])
+    for words in documents["recall"]:
+        assert words[-1] == answer_recall(words[:-1])
+
+
+def test_every_verb_agrees_with_its_noun_in_class_and_number(documents, world, items):
+    verbs = set(world.language.vocabulary[world.language.vocabulary.index("bara") :])
+    classes = defaultdict(set)
+    agree = defaultdict(set)
+    sentences = list(documents["grammar"])
+    for i in range(len(items["grammar"])):
+        context, _, answer = asked(world, items["grammar"], i)
+        sentences.append([*context, answer])
+    for words in sentences:
+        verb, noun = subject_of_last_verb(words, verbs)
+        assert verb.endswith("n") == noun.endswith("s")
+        classes[noun.rstrip("s")].add(verb.rstrip("n")[-1])
+        agree[verb.rstrip("n")[-1]].add(noun.rstrip("s"))
+    assert all(len(found) == 1 for found in classes.values())
+    assert len(agree) == world.config.num_classes
+
+
+def test_a_fact_is_the_same_however_it_is_told(documents):
+    values = defaultdict(set)
+    tellings = defaultdict(set)
+    for words in documents["facts"]:
+        name = tuple(word for word in words if word[0].isupper())
+        template = next(word for word in words if word.startswith("has-"))
+        values[name, template[4]].add(words[-1])
+        tellings[name, template[4]].add(template)
+    assert all(len(told) == 1 for told in values.values())
+    assert max(map(len, tellings.values())) == 3  # one template of four is kept back
+
+
+def test_frequent_entities_are_told_of_more(documents, config):
+    count = Counter(tuple(word for word in words if word[0].isupper()) for words in documents["facts"])
+    ordered = [n for _, n in count.most_common()]
+    ranks = np.arange(1, config.num_entities + 1.0) ** -config.entity_zipf
+    assert ordered[0] / sum(ordered) == pytest.approx(ranks[0] / ranks.sum(), rel=0.15)
+
+
+def test_the_answer_of_every_item_is_the_true_one(world, items, config):
+    oracles = {
+        "arithmetic": lambda words: answer_arithmetic(words, config.modulus),
+        "hops": answer_hops,
+        "recall": answer_recall,
+    }
+    for family, oracle in oracles.items():
+        for i in range(len(items[family])):
+            context, _, answer = asked(world, items[family], i)
+            assert answer == oracle(context)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_items_are_well_formed(items, family, config):
+    found = items[family]
+    n = len(found)
+    assert found.context.shape[1] <= 64
+    assert found.choices.shape == (n, 4, 1)
+    assert found.chance == 0.25
+    assert all(len(set(row)) == 4 for row in found.choices[:, :, 0].tolist())
+    assert all(found.context[i, length:].sum() == 0 for i, length in enumerate(found.context_length))
+    assert np.bincount(found.answer, minlength=4).min() > n / 4 / 1.6
+    rows = {tuple(row) for row in found.context[:, :].tolist()}
+    assert len(rows) == n, "an item is asked twice"
+    count = np.bincount(found.level)
+    count = count[count > 0]
+    full = count >= 300 // len(count)  # a level that has fewer different items gives all of them
+    assert n == 300
+    assert np.ptp(count[full]) <= 1
+    assert full.sum() >= len(count) - 1
+
+
+def test_distractors_of_a_fact_are_values_of_the_same_relation(world, items):
+    for i in range(len(items["facts"])):
+        _, choices, _ = asked(world, items["facts"], i)
+        assert len({choice[0] for choice in choices}) == 1
+
+
+def test_no_held_out_document_is_in_training(config):
+    small = dataclasses.replace(config, num_entities=256, num_strata=3)  # every pair is met many times
+    world = World(small)
+    text = world.words(world.batch(0, 0, 4000, 128))
+    for name in FAMILIES:
+        text = text.replace(f" {name}:", f"\n{name}:")
+    asked = {document.rsplit(" ", 1)[0] for document in text.split("\n")}
+    for found in world.items(200):
+        for i in range(len(found)):
+            if found.family == "facts" and found.level[i] < small.num_strata:
+                continue
+            context = world.words(found.context[i, : found.context_length[i]])
+            assert context not in asked
+
+
+def test_seen_facts_are_in_training(config):
+    small = dataclasses.replace(config, num_entities=256, num_strata=3)
+    world = World(small)
+    text = world.words(world.batch(0, 0, 4000, 128))
+    facts = world.items(200)[0]
+    seen = [
+        world.words(facts.context[i, : facts.context_length[i]]) in text
+        for i in range(len(facts))
+        if facts.level[i] < small.num_strata
+    ]
+    assert np.mean(seen) > 0.9
+
+
+def test_held_out_sequences_are_not_the_training_ones(world, documents):
+    held_out = world.held_out(8, 128)
+    assert set(held_out) == set(FAMILIES)
+    for family, tokens in held_out.items():
+        assert tokens.shape == (8, 129)
+        assert {w for w in world.words(tokens).split() if w.endswith(":")} == {f"{family}:"}
+    told = {" ".join(words) for found in documents.values() for words in found}
+    for family, tokens in held_out.items():
+        whole = world.words(tokens).split(f"{family}: ")[1:-1]
+        assert len(whole) > 20
+        assert not told & {text.strip() for text in whole}
+
+
+def test_shares_are_shares_of_the_tokens(documents, config):
+    tokens = {family: sum(len(words) + 1 for words in found) for family, found in documents.items()}
+    for family in FAMILIES:
+        share = tokens[family] / sum(tokens.values())
+        assert share == pytest.approx(getattr(config, f"share_{family}"), abs=0.01)
+
+
+def test_a_batch_is_a_pure_function_of_its_arguments(world, config):
+    batch = world.batch(3, 5, 4, 32)
+    world.batch(0, 0, 2, 16)
+    assert batch.shape == (4, 33)
+    assert batch.dtype == np.int64
+    assert np.array_equal(batch, World(config).batch(3, 5, 4, 32))
+    others = [world.batch(4, 5, 4, 32), world.batch(3, 6, 4, 32), world.batch(3, 5, 4, 32, stream="disjoint")]
+    assert not any(np.array_equal(batch, other) for other in others)
+    assert batch.max() < world.vocab_size
+
+
+def test_batches_and_items_are_equal_in_every_process(world):
+    code = (
+        "import sys, yaml, hashlib; from moe.data import *;"
+        "w = open_data(data_identity(parse_data(yaml.safe_load(open(sys.argv[1])))));"
+        "h = hashlib.sha256(w.batch(1, 2, 4, 64).tobytes());"
+        "[h.update(x.tobytes()) for i in w.items(40) for x in (i.context, i.choices, i.answer)];"
+        "assert not {'torch', 'pandas'} & set(sys.modules);"
+        "print(h.hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(CONF)],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(CONF.parents[2])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_the_tokens_of_this_version_are_pinned(config):
+    tokens = World(config).batch(0, 0, 16, 128)
+    found = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()[:12]
+    assert (VERSION, found) == (1, "09ac49abbec2"), "other tokens need another VERSION"
+
+
+def test_the_run_seed_changes_no_item_and_the_world_seed_changes_the_language(config, world):
+    other = World(dataclasses.replace(config, world_seed=1))
+    same = open_data(data_identity(config))
+    assert same is world
+    for mine, again, theirs in zip(world.items(50), World(config).items(50), other.items(50), strict=True):
+        assert np.array_equal(mine.context, again.context)
+        assert not np.array_equal(mine.context, theirs.context)
+
+
+def test_every_field_is_part_of_the_identity(config):
+    identity = data_identity(config)
+    assert identity == {"version": identity["version"], **to_plain(config)}
+    with pytest.raises(ValueError, match="was written by another release"):
+        open_data({**identity, "version": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_entities": 0}, "data.num_entities=0 must be above 0"),
+        ({"num_entities": 10**6}, r"data.num_entities=1000000 must be in 256..4096"),
+        ({"vocab_size": 100}, "data.vocab_size=100 is too small for this language; it needs "),
+        ({"share_facts": 0.9}, "make it 1"),
+        ({"share_facts": -0.1}, "must not be negative"),
+        ({"held_out_fraction": 0.0}, "must lie in"),
+        ({"num_templates": 1}, "at least 2"),
+        ({"num_values": 3}, "at least 4"),
+        ({"modulus": 2}, "at least 4"),
+        ({"max_operand": 32}, "data.max_operand=32 must be in 1..31"),
+        ({"max_hops": 9}, "must not close the cycle"),
+        ({"max_pairs": 20}, "keys and values differ"),
+        ({"num_classes": 1}, "each class needs a noun"),
+        ({"sharefacts": 1.0}, "unknown key data.sharefacts"),
+        ({"source": "wiki"}, "data.source=wiki is not a choice; choose one of text, world"),
+        ({"world_seed": 0.5}, "must be a whole number"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        parse_data({**to_plain(config), **change})
