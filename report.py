@@ -18,7 +18,9 @@ TASKS = ("page",)
 def main(cfg: DictConfig) -> None:
     """Prints the page's path and its opening sentence; refuses with one line and exit code 2."""
     try:
-        report(OmegaConf.to_container(cfg, resolve=True))
+        raw = OmegaConf.to_container(cfg, resolve=True)
+        assert isinstance(raw, dict), "a DictConfig becomes a dict"
+        report(raw)
     except (ValueError, OSError, OmegaConfBaseException) as error:
         print(f"report.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,8 +12,9 @@ def main(cfg: DictConfig) -> float | None:
     from sweeps.study import Refused, run_study
 
     mapping = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(mapping, dict)
     try:
-        result = run_study([mapping])
+        result = run_study([{str(key): value for key, value in mapping.items()}])
     except Refused as refused:
         print(f"refused: {refused}", file=sys.stderr)
         sys.exit(2)

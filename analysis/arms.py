@@ -62,7 +62,9 @@ def add_replicates(table: pd.DataFrame) -> pd.DataFrame:
     by_seed = grown["seed"].nunique() < grown["trunk_id"].nunique()
     own = ("seed " + table["seed"].map("{:g}".format)) if by_seed else table["trunk_id"]
     replicate = dict(zip(table["cell_id"], own, strict=True))
-    of_seed = {seed: own[index] for index, seed in reversed(list(grown["seed"].items()))}
+    of_seed: dict[float, str] = {}
+    for seed, trunk in zip(grown["seed"], own.loc[grown.index], strict=True):
+        of_seed.setdefault(seed, trunk)
     for cell, kind, seed, serves in zip(
         table["cell_id"], table["kind"], table["seed"], table["control_of"], strict=True
     ):

@@ -84,13 +84,13 @@ def judge(cells: pd.DataFrame, correlation: dict[str, Any], delta: float) -> lis
     if rule == "extra" and grown["growth_step"].nunique() > 1:
         effect, interval = _rise(grown)
         covered = grown["sunk_f_c"].max() >= C1_SUNK_F_C[0]
-        why = f"Final accuracy changes by {_shown(effect, interval)} points over the range of sunk FLOPs."
+        why = f"Final accuracy changes by {_shown(effect, interval)} over the range of sunk FLOPs."
         statement = "With a fixed extra budget, final accuracy rises with sunk FLOPs."
         out.append(_claim("C1", statement, why, interval, delta, correlation, covered))
     if rule == "total" and grown["gain_over_scratch_total"].notna().any():
         effect, interval = _over_trunks(grown, "gain_over_scratch_total")
         covered = grown["sunk_f_c"].max() >= C1_SUNK_F_C[0]
-        why = f"Grown minus scratch with equal total FLOPs is {_shown(effect, interval)} points."
+        why = f"Grown minus scratch with equal total FLOPs is {_shown(effect, interval)}."
         statement = "With a fixed total budget, growing matches or beats scratch."
         out.append(_claim("C2", statement, why, interval, delta, correlation, covered))
     if {"stack", "interposition"} <= set(grown["method"]):
@@ -149,7 +149,7 @@ def _stack_against_interposition(grown: pd.DataFrame, correlation: dict[str, Any
         paired = (wide["interposition"] - wide["stack"]).dropna().rename("gap").reset_index()
         effect, interval = _over_trunks(paired, "gap")
         if effect is not None:
-            why = f"Beyond 1 F_c, interposition minus stack is {_shown(effect, interval)} points. "
+            why = f"Beyond 1 F_c, interposition minus stack is {_shown(effect, interval)}. "
     verdict = Verdict.UNDECIDED
     if correlation["n_trunks"] > 1 and not _spans_c3(grown):
         verdict = Verdict.NOT_COVERED
@@ -192,10 +192,10 @@ def points(fraction: float) -> str:
 
 def _shown(effect: float | None, interval: list[float] | None) -> str:
     if effect is None:
-        return "an unknown number of"
+        return "an unknown number of points"
     if interval is None:
-        return f"{points(effect)} (no interval)"
-    return f"{points(effect)} (95 % interval {points(interval[0])} to {points(interval[1])})"
+        return f"{points(effect)} points (no interval)"
+    return f"{points(effect)} points (95 % interval {points(interval[0])} to {points(interval[1])})"
 
 
 def _trunks(n: int) -> str:
@@ -203,7 +203,7 @@ def _trunks(n: int) -> str:
 
 
 def _data(cells: pd.DataFrame) -> str:
-    names = sorted(set(cells["data"]) - {""})
+    names = sorted({str(name) for name in cells["data"]} - {""})
     return " and ".join(_DATA.get(name, name) for name in names) or "data not recorded"
 
 

@@ -1,7 +1,7 @@
 """How accuracy goes with sunk FLOPs, beside the correlation that any rising series would show."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -104,7 +104,7 @@ _REFUSED_FIELDS = (
 
 
 def _refusal(report: dict[str, Any], reason: str) -> dict[str, Any]:
-    refused = report | dict.fromkeys(_REFUSED_FIELDS) | {"refused": reason}
+    refused: dict[str, Any] = report | dict.fromkeys(_REFUSED_FIELDS) | {"refused": reason}
     if refused["interval"]:
         refused["interval"] = {**refused["interval"], "pearson": None, "theil_sen_slope": None}
     return refused
@@ -122,13 +122,18 @@ def _why_refused(x: np.ndarray, y: np.ndarray) -> str | None:
 
 def coefficients(x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
     """Pearson (raw and log x), Spearman, Kendall, Theil–Sen slope of y on x; log is null with an x of 0."""
-    slope = stats.theilslopes(y, x)[0] * SLOPE_UNIT_FLOPS
+    slope = cast(float, stats.theilslopes(y, x)[0])
+    spearman, _ = stats.spearmanr(x, y)
+    kendall, _ = stats.kendalltau(x, y)
     return {
         "pearson": _number(pearson(x, y)),
         "pearson_log_sunk": _number(pearson(np.log(x), y)) if x.min() > 0 else None,
-        "spearman": _number(stats.spearmanr(x, y).statistic),
-        "kendall": _number(stats.kendalltau(x, y).statistic),
-        "theil_sen": {"slope": _number(slope), "unit": "accuracy (fraction) per 1e12 sunk FLOPs"},
+        "spearman": _number(spearman),
+        "kendall": _number(kendall),
+        "theil_sen": {
+            "slope": _number(slope * SLOPE_UNIT_FLOPS),
+            "unit": "accuracy (fraction) per 1e12 sunk FLOPs",
+        },
     }
 
 

@@ -32,6 +32,7 @@ _WHOLE = (
     *("growth_step", "depth_factor", "width_factor", "seed", "growth_seed", "n", "tokens", "unique_tokens"),
     *("activated_params", "activated_matmul_params", "total_params", "trunk_activated_params"),
 )
+_SLOPE = "{:+.2f}"  # percentage points per 1e12 FLOPs
 _SERIES = {"net": "net", "without_scratch": "final accuracy", "with_scratch": "… with scratch"}
 
 
@@ -187,8 +188,8 @@ def _correlation_rows(correlation: dict[str, Any]) -> list[dict[str, str]]:
                     "pearson": _plain(part["pearson"]),
                     "pearson_log": _plain(part["pearson_log_sunk"]),
                     "ranks": f"{_plain(part['spearman'])} / {_plain(part['kendall'])}",
-                    "slope": _plain(100 * slope["slope"], "{:+.3g}") if slope else "–",
-                    "interval": f"{_plain(100 * ends[0], '{:+.3g}')} to {_plain(100 * ends[1], '{:+.3g}')}"
+                    "slope": _plain(100 * slope["slope"], _SLOPE) if slope else "–",
+                    "interval": f"{_plain(100 * ends[0], _SLOPE)} to {_plain(100 * ends[1], _SLOPE)}"
                     if ends
                     else "none",
                     "least": _plain(_times(least.get("over_the_range"), 100), "{:.1f}"),
@@ -208,8 +209,10 @@ def _cell_rows(cells: pd.DataFrame) -> list[dict[str, str]]:
         row = {name: str(cell[name]) for name in ("cell_id", "kind", "arm", "status")}
         row |= {name: _plain(cell[name], "{:g}") for name in ("growth_step", "seed")}
         row |= {name: _plain(cell[name], "{:.3g}") for name in ("sunk_f_c", "extra_f_c", "total_flops")}
-        for name in ("base_acc", "start_acc", "stable_acc", "final_acc", "final_acc_se"):
+        for name in ("base_acc", "start_acc", "stable_acc"):
             row[name] = _plain(_times(cell[name], 100), "{:.1f}")
+        se = _plain(_times(cell["final_acc_se"], 100), " ± {:.1f}")
+        row["final_acc"] = _plain(_times(cell["final_acc"], 100), "{:.1f}") + se.replace("–", "")
         for name in ("net", "gain_over_scratch_extra", "gain_over_scratch_total"):
             row[name] = "–" if pd.isna(cell[name]) else points(cell[name])
         rows.append(row)

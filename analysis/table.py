@@ -152,22 +152,22 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     of the cell in `pair_id`, once per arm and growth step that it serves. `loss` of source `train` is
     the training loss, of `probe` and `full` the held-out loss; `acc` is NaN on training lines.
     """
-    cells = cells_table(store, study).set_index("cell_id", drop=False)
+    cells = _by_id(cells_table(store, study))
     measures, metrics = _Measures(store), _Metrics(store)
     parts = []
     for row in _rows(store, study):
         for pair in _pairs(cells, row["cell_id"]):
-            origin = cells.loc[pair, "sunk_flops"] if row["kind"] == "continued" else None
+            origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
             part = _curve(row["path"], origin, measures, metrics)
             if part is None:
                 continue
-            shown = cells.loc[pair] if row["kind"] == "continued" else cells.loc[row["cell_id"]]
+            shown = cells[pair if row["kind"] == "continued" else row["cell_id"]]
             part = part.assign(cell_id=row["cell_id"], kind=row["kind"], pair_id=pair)
             for name in ("arm", "method", "growth_step", "sunk_flops", "replicate", "seed", "f_c"):
                 part[name] = shown[name]
             parts.append(part)
     names = ["cell_id", "kind", "pair_id", "arm", "method", "growth_step", "sunk_flops", "replicate", "seed"]
-    names += ["f_c", "trajectory_id", "phase", "step", "extra_flops", "source", "loss", "acc", "acc_se"]
+    names += ["f_c", "trajectory_id", "phase", "step", "extra_flops", "source", "loss", "acc", "acc_se", "n"]
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
     return pd.concat(parts, ignore_index=True)[names]
@@ -178,7 +178,7 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
 
     A trunk reaches as far as some cell's path used it, so that *continued* shows beyond the last growth.
     """
-    cells = cells_table(store, study).set_index("cell_id", drop=False)
+    cells = _by_id(cells_table(store, study))
     measures, metrics = _Measures(store), _Metrics(store)
     longest: dict[str, tuple[float, list[dict[str, Any]], str]] = {}
     for row in _rows(store, study):
@@ -191,8 +191,9 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
         part = _curve([{**p, "phase": "stable"} for p in path], None, measures, metrics)
         if part is not None:
             part = part.rename(columns={"extra_flops": "flops"}).drop(columns="phase")
-            parts.append(part.assign(trunk_id=trunk, replicate=cells.loc[cell, "replicate"]))
-    names = ["trunk_id", "replicate", "trajectory_id", "step", "flops", "source", "loss", "acc", "acc_se"]
+            parts.append(part.assign(trunk_id=trunk, replicate=cells[cell]["replicate"]))
+    names = ["trunk_id", "replicate", "trajectory_id", "step", "flops"]
+    names += ["source", "loss", "acc", "acc_se", "n"]
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
     return pd.concat(parts, ignore_index=True)[names]
@@ -213,13 +214,17 @@ class _Metrics:
         return self.arrays[trajectory]
 
 
-def _pairs(cells: pd.DataFrame, cell_id: str) -> list[str]:
+def _by_id(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {str(row["cell_id"]): {str(k): v for k, v in row.items()} for row in cells.to_dict("records")}
+
+
+def _pairs(cells: dict[str, dict[str, Any]], cell_id: str) -> list[str]:
     """Itself; for a *continued* cell the first cell it serves of each arm at each growth step."""
-    if cells.loc[cell_id, "kind"] != "continued":
+    if cells[cell_id]["kind"] != "continued":
         return [cell_id]
     first: dict[tuple[str, float], str] = {}
-    for pair in cells.loc[cell_id, "control_of"].split():
-        first.setdefault((cells.loc[pair, "arm"], cells.loc[pair, "sunk_flops"]), pair)
+    for pair in cells[cell_id]["control_of"].split():
+        first.setdefault((cells[pair]["arm"], cells[pair]["sunk_flops"]), pair)
     return list(first.values())
 
 
@@ -244,11 +249,10 @@ def _curve(
                 "extra_flops": offset + (steps - low) * p["flops_per_step"],
                 "source": ["train"] * len(trained) + [e["suite"] for e in lines],
                 "loss": np.concatenate([trained[:, 1], [_number(e["loss"]) for e in lines]]),
-                "acc": np.concatenate([np.full(len(trained), np.nan), [_number(e["acc"]) for e in lines]]),
-                "acc_se": np.concatenate(
-                    [np.full(len(trained), np.nan), [_number(e["acc_se"]) for e in lines]]
-                ),
             }
+            blank = np.full(len(trained), np.nan)
+            for name in ("acc", "acc_se", "n"):
+                part[name] = np.concatenate([blank, [_number(e[name]) for e in lines]])
             frame = pd.DataFrame(part)
             parts.append(frame[frame["extra_flops"] >= 0])
         if origin_flops is not None or p["phase"] != "trunk":

@@ -8,6 +8,7 @@ import types
 import typing
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 # --------------------------------------------------------------------------------------------------------
@@ -183,12 +184,17 @@ class Operator:
 
     def apply_to(self, model: ModelConfig) -> ModelConfig:
         """The grown architecture: layers × depth_factor, experts and top_k × width_factor."""
-        return dataclasses.replace(
-            model,
-            num_layers=model.num_layers * self.depth_factor,
-            num_experts=model.num_experts * self.width_factor,
-            top_k=model.top_k * self.width_factor,
-        )
+        return _grown(model, self.depth_factor, self.width_factor)
+
+
+@lru_cache(maxsize=256)
+def _grown(model: ModelConfig, depth_factor: int, width_factor: int) -> ModelConfig:
+    return dataclasses.replace(
+        model,
+        num_layers=model.num_layers * depth_factor,
+        num_experts=model.num_experts * width_factor,
+        top_k=model.top_k * width_factor,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +219,8 @@ def parse(cls: Any, value: Any, path: str = "") -> Any:
     An int widens to a float field; a float never narrows to an int, nor a bool to either.
     """
     where = path or "the configuration"
+    if type(value) is cls and cls in (int, str, bool):
+        return value
     if dataclasses.is_dataclass(cls):
         return _parse_dataclass(cls, value, path)
     origin, args = typing.get_origin(cls), typing.get_args(cls)
@@ -227,10 +235,12 @@ def parse(cls: Any, value: Any, path: str = "") -> Any:
             raise ValueError(f"{where}={value!r} must be a list")
         return tuple(parse(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if isinstance(cls, type) and issubclass(cls, StrEnum):
-        choices = ", ".join(member.value for member in cls)
-        if not isinstance(value, str) or value not in set(cls):
-            raise ValueError(f"{where}={value} is not a choice; choose one of {choices}")
-        return cls(value)
+        try:
+            return cls(value)
+        except ValueError:
+            choices = ", ".join(member.value for member in cls)
+            message = f"{where}={value} is not a choice; choose one of {choices}"
+            raise ValueError(message) from None
     if cls is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not cls:
@@ -252,18 +262,24 @@ def _kind(value: Any) -> str:
 def _parse_dataclass(cls: Any, value: Any, path: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{path or 'the configuration'}={value!r} must be a group of keys")
-    hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]
+    hints, required = _hints(cls)
+    names = list(hints)
     unknown = [key for key in value if key not in names]
     if unknown:
         dotted = ", ".join(f"{path}.{key}".lstrip(".") for key in unknown)
         raise ValueError(f"unknown key {dotted}; {path or 'the top level'} has: {', '.join(names)}")
-    missing = [
-        f.name for f in dataclasses.fields(cls) if f.name not in value and f.default is dataclasses.MISSING
-    ]
+    missing = [name for name in required if name not in value]
     if missing:
         raise ValueError(f"missing key {', '.join(f'{path}.{name}'.lstrip('.') for name in missing)}")
     return cls(**{key: parse(hints[key], item, f"{path}.{key}".lstrip(".")) for key, item in value.items()})
+
+
+@lru_cache(maxsize=64)
+def _hints(cls: Any) -> tuple[dict[str, Any], list[str]]:
+    """The types of a dataclass's fields in their order, and the names of those without a default."""
+    hints, fields = typing.get_type_hints(cls), dataclasses.fields(cls)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING]
+    return {f.name: hints[f.name] for f in fields}, required
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -276,25 +292,40 @@ def to_plain(value: Any) -> Any:
     A field added after a release declares `metadata={"absent": old_behaviour}` and is left out while it
     equals that constant, so that ids made before it existed stay what they were.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        plain = {}
-        for f in dataclasses.fields(value):
-            item = getattr(value, f.name)
-            if "absent" not in f.metadata or item != f.metadata["absent"]:
-                plain[f.name] = to_plain(item)
-        return plain
+    if value is None or type(value) in _KINDS:
+        return value
     if isinstance(value, StrEnum):
         return value.value
-    if isinstance(value, dict):
-        return {str(key): to_plain(item) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        plain = {}
+        for name, absent in _identity_fields(type(value)):
+            item = getattr(value, name)
+            if absent is dataclasses.MISSING or item != absent:
+                plain[name] = to_plain(item)
+        return plain
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
 
 
+@lru_cache(maxsize=64)
+def _identity_fields(cls: Any) -> list[tuple[str, Any]]:
+    fields = dataclasses.fields(cls)
+    return [(f.name, f.metadata.get("absent", dataclasses.MISSING)) for f in fields]
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and floats by `repr`; NaN and anything that is not plain data are refused."""
-    return json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
+
+
+def _plain_dataclass(value: Any) -> dict[str, Any]:
+    if not dataclasses.is_dataclass(value):
+        raise TypeError(f"{value!r} has no canonical form: it is {type(value).__name__}, not plain data")
+    return to_plain(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain_dataclass)
 
 
 def digest(value: Any) -> str:

@@ -188,4 +188,7 @@ def _turn(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, device=torch.get_default_device())
+    device = torch.get_default_device()
+    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, device=device)
+    assert isinstance(linear, nn.Linear)
+    return linear

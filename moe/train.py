@@ -14,7 +14,7 @@ from moe import flops
 from moe.checkpoint import State
 from moe.config import LearningRate, ModelConfig, Precision, TrainConfig
 from moe.growth import Moments
-from moe.model import MoETransformer
+from moe.model import Block, MoETransformer
 from moe.router import Routing
 
 DIAGNOSE_EVERY = 20  # steps between lines that carry per-layer diagnostics: a rule, not an option
@@ -143,6 +143,7 @@ def diagnose(model: MoETransformer, routings: list[Routing]) -> dict[str, list[f
     norms, load_entropies = [], []
     with torch.no_grad():
         for layer, routing in zip(model.layers, routings, strict=True):
+            assert isinstance(layer, Block)
             tensors = list(layer.moe.experts.parameters())
             squares = torch.stack([t.float().square().sum() for t in tensors]).sum()
             norms.append((squares / sum(t.numel() for t in tensors)).sqrt())

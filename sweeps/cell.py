@@ -5,10 +5,10 @@ No torch here. A cell is a path from random init to one leaf state; the states m
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from moe import flops
 from moe.config import (
@@ -21,7 +21,6 @@ from moe.config import (
     TrainConfig,
     WidthMethod,
     canonical_json,
-    check,
     digest,
 )
 from moe.data import DataConfig, data_identity
@@ -141,7 +140,8 @@ def _branch(
 ) -> Cell:
     def make(total_steps: int | None) -> Trajectory:
         return child(
-            base,
+            base.trajectory,
+            base.step,
             kind=Kind.BRANCH,
             operator=operator,
             learning_rate=_learning_rate(
@@ -185,31 +185,40 @@ def _continued(config: SweepConfig, trunk: Trajectory, cell: Cell) -> Cell:
     return Cell(kind=Control.CONTINUED, config=config, trunk=trunk, stable=stable, leaf=leaf)
 
 
-def _spend(config: SweepConfig, make: Any, budget_flops: float, anneal_flops: float | None, kind: str) -> Any:
+class _Spent(NamedTuple):
+    trajectory: Trajectory
+    stable: Address | None
+    leaf: Address
+
+
+def _spend(
+    config: SweepConfig,
+    make: Callable[[int | None], Trajectory],
+    budget_flops: float,
+    anneal_flops: float | None,
+    kind: str,
+) -> _Spent:
     """Splits a budget into whole steps at the trajectory's rate and whole steps of its anneal.
 
-    Returns (trajectory, stable, leaf). `make(total_steps)` gives the trajectory for a horizon, which only a
-    cosine schedule looks at. A control spends the `anneal_flops` its branch spent, floored to whole steps.
+    `make(total_steps)` gives the trajectory for a horizon, which only a cosine schedule looks at. A control
+    spends the `anneal_flops` its branch spent, floored to whole steps but at least one.
     """
-    trajectory = make(1 if config.train.schedule is Schedule.COSINE else None)
-    per_step = trajectory.flops_per_step
+    cosine = config.train.schedule is Schedule.COSINE
+    per_step = make(1 if cosine else None).flops_per_step
     steps = flops.whole_steps(budget_flops, per_step)
-    check(
-        steps >= 1,
-        f"{_budget_field(config)} leaves {max(budget_flops, 0):.3g} FLOPs for {kind} at "
-        f"growth.step={config.growth.step}, less than one step ({per_step:.3g}); raise the budget",
-    )
-    if config.train.schedule is Schedule.COSINE:
-        trajectory = make(steps)
+    if steps < 1:
+        raise ValueError(
+            f"{_budget_field(config)} leaves {max(budget_flops, 0):.3g} FLOPs for {kind} at "
+            f"growth.step={config.growth.step}, less than one step ({per_step:.3g}); raise the budget"
+        )
+    trajectory = make(steps if cosine else None)
     if anneal_flops is None:
         anneal_flops = config.budget.decay_fraction * steps * per_step
-    annealed = flops.whole_steps(anneal_flops, per_step) if anneal_flops > 0 else 0
-    if anneal_flops > 0 and steps > 1:
-        annealed = min(max(annealed, 1), steps - 1)
+    if anneal_flops == 0 or steps == 1:
+        return _Spent(trajectory, None, trajectory.at(steps))
+    annealed = min(max(flops.whole_steps(anneal_flops, per_step), 1), steps - 1)
     stable = trajectory.at(steps - annealed)
-    if annealed == 0 or steps == 1:
-        return trajectory, None, trajectory.at(steps)
-    return trajectory, stable, _anneal(stable, annealed).at(annealed)
+    return _Spent(trajectory, stable, _anneal(stable, annealed).at(annealed))
 
 
 def _budget(config: SweepConfig, sunk_flops: float) -> float:
@@ -233,7 +242,7 @@ def _anneal(stable: Address, steps: int) -> Trajectory:
     trajectory = stable.trajectory
     peak = trajectory.learning_rate.at(stable.step)
     decay = LearningRate(schedule=Schedule.DECAY, peak=peak, total_steps=steps)
-    return child(stable, kind=Kind.ANNEAL, learning_rate=decay)
+    return child(trajectory, stable.step, kind=Kind.ANNEAL, learning_rate=decay)
 
 
 def _root(kind: Kind, config: SweepConfig, model: ModelConfig, horizon: int | None) -> Trajectory:

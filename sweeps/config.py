@@ -197,7 +197,9 @@ class SweepConfig:
     @property
     def corpus(self) -> str | None:
         """The absolute folder of a corpus: HOW to reach it, never part of an identity."""
-        return os.path.abspath(self.data.path) if isinstance(self.data, TextConfig) else None
+        if isinstance(self.data, TextConfig) and self.data.path is not None:
+            return os.path.abspath(self.data.path)
+        return None
 
     def __post_init__(self) -> None:
         check(
@@ -260,8 +262,7 @@ def parse_sweep(mapping: dict[str, Any]) -> SweepConfig:
 
 
 # Most sections are the same in all cells of a grid: each distinct text of one is parsed once.
-def _text(section: Any) -> str:
-    return json.dumps(section, sort_keys=True)
+_text = json.JSONEncoder().encode
 
 
 @lru_cache(maxsize=4096)

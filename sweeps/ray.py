@@ -4,6 +4,7 @@ The only module that imports ray. Ray's own retries are off: whether a task is t
 business, and a dead worker is replaced.
 """
 
+import logging
 import os
 import socket
 from pathlib import Path
@@ -62,7 +63,7 @@ class RayExecutor:
     def _collect(self, reference: Any) -> Outcome:
         worker, order = self._running.pop(reference)
         try:
-            outcome = ray.get(reference)
+            outcome: Any = ray.get(reference)
         except RayError as error:
             self._idle.append(self._start_worker())
             message = f"the worker of {order.task_id} died: {error}"
@@ -86,7 +87,7 @@ class RayExecutor:
         ray.init(
             address=address,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
             **settings,
         )

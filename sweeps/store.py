@@ -28,6 +28,8 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self._trajectories_path = str(self.root / "trajectories")
+        self._scanned = 0
         self._folders: dict[str, Path] = {}
         self._trajectories: dict[str, Trajectory] = {}
         version = self.root / "store.json"
@@ -52,7 +54,7 @@ class Store:
     def folder(self, trajectory_id: str) -> Path | None:
         """The folder of a trajectory, whatever it was called when made; None if there is none."""
         if trajectory_id not in self._folders:
-            self._scan()
+            self._scan_if_changed()
         return self._folders.get(trajectory_id)
 
     def add(self, trajectory: Trajectory) -> None:
@@ -78,11 +80,18 @@ class Store:
         write_json(folder / "spec.json", spec)
         self._folders[trajectory.id] = folder
 
-    def _scan(self) -> None:
+    def _scan_if_changed(self) -> None:
+        """Planning asks for thousands of trajectories that are not there: one stat each, not one listing."""
         try:
-            entries = list(os.scandir(self.root / "trajectories"))
+            changed = os.stat(self._trajectories_path).st_mtime_ns
         except FileNotFoundError:
             return
+        if changed != self._scanned:
+            self._scan()
+            self._scanned = changed
+
+    def _scan(self) -> None:
+        entries = list(os.scandir(self._trajectories_path))
         for entry in entries:
             trajectory_id = entry.name.rsplit("-", 1)[-1]
             if trajectory_id not in self._folders and os.path.exists(f"{entry.path}/spec.json"):

@@ -2,6 +2,7 @@
 that asks batch by batch) end here."""
 
 import contextlib
+import gc
 import json
 import signal
 import time
@@ -52,19 +53,33 @@ def run_study(mappings: list[dict[str, Any]], executors: Executors | None = None
     Raises Refused, with nothing written, when any of them is wrong.
     """
     try:
-        configs = [parse_sweep(mapping) for mapping in mappings]
-        _check_together(configs)
-        cells = [resolve(config) for config in configs]
-        store = Store(configs[0].launch.store)
-        plan = make_plan(cells, store)
-        _check_collapse(plan)
+        config, store, plan = plan_study(mappings)
     except ValueError as error:
         raise Refused(str(error)) from error
-    study = _Study(configs[0], plan, store, executors)
+    study = _Study(config, plan, store, executors)
     study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
-    if configs[0].plan is PlanMode.ONLY:
+    if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)
     return study.run()
+
+
+def plan_study(mappings: list[dict[str, Any]]) -> tuple[SweepConfig, Store, Plan]:
+    """Checks everything and plans it, reading the store and writing nothing; ValueError if a cell is wrong.
+
+    Gives the first cell's configuration, whose `launch` and `tracking` all cells share.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # a large plan is all live objects: looking for dead ones among them costs a fifth
+    try:
+        configs = [parse_sweep(mapping) for mapping in mappings]
+        _check_together(configs)
+        store = Store(configs[0].launch.store)
+        plan = make_plan([resolve(config) for config in configs], store)
+        _check_collapse(plan)
+        return configs[0], store, plan
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class _Study:

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from moe import flops
@@ -160,7 +160,8 @@ def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | Non
     assert parent.id == parent_id, f"{parent.id} is not the parent {parent_id}"
     operator = parse(Operator, identity["operator"], "operator")
     return child(
-        parent.at(step),
+        parent,
+        step,
         kind=kind,
         learning_rate=learning_rate,
         operator=operator,
@@ -169,8 +170,10 @@ def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | Non
     )
 
 
+@lru_cache(maxsize=1 << 16)
 def child(
-    parent: Address,
+    source: Trajectory,
+    step: int,
     *,
     kind: Kind,
     learning_rate: LearningRate,
@@ -178,11 +181,13 @@ def child(
     optimizer_state: OptimizerState = OptimizerState.COPY,
     at_growth: AtGrowth = AtGrowth.CONTINUE,
 ) -> Trajectory:
-    """A trajectory that starts from a state; without an operator it just goes on from it."""
+    """The trajectory that starts from a state of `source`; without an operator it just goes on from it.
+
+    Equal arguments give the same object, so that an id is hashed once however many cells share it.
+    """
     operator = operator or Operator()
     if optimizer_state is OptimizerState.RESCALE and operator.width_factor == 1:
         optimizer_state = OptimizerState.COPY  # nothing was duplicated, so nothing is rescaled
-    source = parent.trajectory
     return Trajectory(
         kind=kind,
         model=operator.apply_to(source.model) if operator.grows else source.model,
@@ -190,7 +195,7 @@ def child(
         train=source.train,
         seed=source.seed,
         learning_rate=learning_rate,
-        parent=parent,
+        parent=source.at(step),
         operator=operator,
         optimizer_state=optimizer_state,
         at_growth=at_growth,

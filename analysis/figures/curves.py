@@ -1,20 +1,28 @@
 """Loss and accuracy after growth, coloured by sunk FLOPs (Fig. 10 of arXiv 2510.08008)."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
 from analysis.figures.style import (
+    Look,
     by_sunk,
     empty,
     flops_scale,
+    in_f_c,
     ink,
+    items,
+    legend_columns,
     looks,
     new_figure,
+    of_trunks,
     one_f_c,
     page,
     sequential,
@@ -22,13 +30,14 @@ from analysis.figures.style import (
 
 MAX_ARMS = 4
 _MAX_POINTS = 250
+_SMALL, _LARGE = 3, 6  # markers of the probe and of the full suite
 
 
 def loss_and_accuracy_by_sunk_flops(curves: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     """Per arm: training loss (haze and running mean) and accuracy points against extra FLOPs.
 
     Lines and points are means over trunks at equal steps. Small points are the probe, large ones the full
-    suite with one standard error of evaluation; open diamonds, set aside, are *continued* at its end.
+    suite, both with one standard error of evaluation; open diamonds, set aside, are *continued* at its end.
     """
     usable = curves[curves["kind"].isin(["branch", "scratch", "scratch_extra", "continued"])]
     arms = list(dict.fromkeys(usable.loc[usable["kind"] == "branch", "arm"])) if len(usable) else []
@@ -39,11 +48,12 @@ def loss_and_accuracy_by_sunk_flops(curves: pd.DataFrame) -> tuple[pd.DataFrame,
     figure = new_figure(9.6, 0.9 + 2.7 * len(shown))
     panels = figure.subplots(len(shown), 2, sharex=True, sharey="col", squeeze=False)
     norm, colours, styles = by_sunk(table["sunk_flops"]), sequential(), looks(shown)
-    scale, unit = flops_scale(table["extra_flops"])
+    scale, unit = flops_scale(table["extra_flops"], table["sunk_flops"])
     for (left, right), arm in zip(panels, shown, strict=True):
         rows = table[table["arm"].isin([arm, "scratch"])]
-        for (kind, sunk), part in rows.groupby(["kind", "sunk_flops"]):
-            _draw_line(left, right, part, kind, colours(norm(sunk)), styles[arm], scale)
+        for _, part in rows.groupby(["kind", "sunk_flops"]):
+            colour = colours(norm(float(part["sunk_flops"].iloc[0])))
+            _draw_line(left, right, part, colour, styles[arm], scale)
         left.set_ylabel("training loss (nats per token)")
         right.set_ylabel("accuracy (%)")
         left.set_title(arm)
@@ -54,17 +64,27 @@ def loss_and_accuracy_by_sunk_flops(curves: pd.DataFrame) -> tuple[pd.DataFrame,
     if losses.notna().any():
         low, high = losses.min(), losses.quantile(0.99)
         panels[0][0].set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))
-    _colour_bar(figure, panels, norm, colours, table, one_f_c(usable))
-    figure.legend(handles=_legend(shown, styles), loc="outside lower center", ncols=4)
-    n, omitted = usable.loc[usable["kind"] == "branch", "replicate"].nunique(), len(arms) - len(shown)
-    table.attrs["caption"] = (
+    _colour_bar(figure, panels, norm, colours, scale, unit, one_f_c(usable))
+    entries = _legend([styles[arm] for arm in shown], usable)
+    figure.legend(
+        *(list(entries.values()), list(entries)),
+        **{"loc": "outside lower center", "ncols": legend_columns(list(entries))},
+        handler_map={tuple: HandlerTuple(ndivide=None)},
+    )
+    table.attrs["caption"] = _caption(usable, omitted=len(arms) - len(shown))
+    return table, figure
+
+
+def _caption(usable: pd.DataFrame, omitted: int) -> str:
+    grown = usable[usable["kind"] == "branch"]
+    means = "Means over " if grown["replicate"].nunique() > 1 else ""
+    return (
         "After growth: training loss (haze: each step; line: running mean) and accuracy. Colour: sunk "
-        f"FLOPs, 0 is scratch. Means over {n} trunk{'s' if n > 1 else ''}; bars at the end: one standard "
-        "error of the evaluation. The last part of each run is its anneal. "
-        "The loss axis cuts off the start of scratch."
+        f"FLOPs, 0 is scratch. {means}{of_trunks(grown)}. Small points: the probe, a part of the suite, "
+        "along the way; large points: the full suite just after growth, before the anneal and at the end. "
+        "Bars: one standard error of the evaluation. The loss axis cuts off the start of scratch."
         + (f" {omitted} further arms are in cells.csv." if omitted else "")
     )
-    return table, figure
 
 
 def smooth(values: pd.Series) -> np.ndarray:
@@ -101,33 +121,34 @@ def _smooth_by_phase(part: pd.DataFrame) -> np.ndarray:
     return np.concatenate([smooth(phase["raw_loss"]) for _, phase in part.groupby("phase", sort=False)])
 
 
-def _draw_line(left: Axes, right: Axes, part: pd.DataFrame, kind: str, colour, look, scale: float) -> None:
+def _draw_line(left: Axes, right: Axes, part: pd.DataFrame, colour, look: Look, scale: float) -> None:
+    kind = str(part["kind"].iloc[0])
     train = part[part["source"] == "train"]
     line = look.line if kind == "branch" else (0, (1, 1))
     left.plot(train["extra_flops"] / scale, train["raw_loss"], color=colour, linewidth=0.5, alpha=0.35)
     left.plot(train["extra_flops"] / scale, train["smoothed"], color=colour, linestyle=line, linewidth=1.3)
     probe = part[part["source"] == "probe"]
     marker = {"branch": look.marker, "continued": "D"}.get(kind, "*")
-    right.plot(
-        *(probe["extra_flops"] / scale, 100 * probe["acc"]),
-        **{
-            "color": colour,
-            "marker": marker,
-            "markersize": 3,
-            "linestyle": line,
-            "linewidth": 0.6,
-            "alpha": 0.6,
-        },
+    right.errorbar(
+        probe["extra_flops"] / scale,
+        100 * probe["acc"],
+        yerr=100 * probe["acc_se"].fillna(0.0),
+        color=colour,
+        marker=marker,
+        markersize=_SMALL,
+        linestyle=line,
+        linewidth=0.6,
+        elinewidth=0.5,
+        alpha=0.6,
     )
     full = part[part["source"] == "full"]
-    full = full[full["extra_flops"] > 0]
     container = right.errorbar(
         full["extra_flops"] / scale,
         100 * full["acc"],
         yerr=100 * full["acc_se"].fillna(0.0),
         color=colour,
         marker=marker,
-        markersize=7 if kind == "continued" else 6,
+        markersize=_LARGE + 1 if kind == "continued" else _LARGE,
         markerfacecolor=page() if kind == "continued" else colour,
         linestyle="",
         elinewidth=0.9,
@@ -140,25 +161,33 @@ def _draw_line(left: Axes, right: Axes, part: pd.DataFrame, kind: str, colour, l
             )
 
 
-def _colour_bar(figure: Figure, panels, norm, colours, table: pd.DataFrame, f_c: float | None) -> None:
-    scale, unit = flops_scale(table["sunk_flops"])
+def _colour_bar(figure: Figure, panels, norm, colours, scale: float, unit: str, f_c: float | None) -> None:
     mappable = ScalarMappable(norm=type(norm)(0.0, norm.vmax / scale), cmap=colours)
     bar = figure.colorbar(mappable, ax=panels, aspect=30, pad=0.02)
     bar.set_label(f"sunk FLOPs ({unit})")
     bar.outline.set_visible(False)
     bar.ax.grid(False)
     if f_c:
-        ratio = f_c / scale
-        top = bar.ax.secondary_yaxis("left", functions=(lambda y: y / ratio, lambda y: y * ratio))
+        top = bar.ax.secondary_yaxis("left", functions=in_f_c(scale, f_c))
         top.set_ylabel("sunk / $F_c$")
 
 
-def _legend(arms: list[str], styles) -> list[Line2D]:
-    handles = [
-        Line2D([], [], color=ink(), marker=styles[arm].marker, linestyle=styles[arm].line, label=arm)
-        for arm in arms
-    ]
-    handles.append(Line2D([], [], color=ink(), marker="*", linestyle=(0, (1, 1)), label="scratch"))
-    end = {"marker": "D", "linestyle": "", "markerfacecolor": page()}
-    handles.append(Line2D([], [], color=ink(), label="continued, at its end", **end))
-    return handles
+def _legend(styles: list[Look], usable: pd.DataFrame) -> dict[str, Any]:
+    """What the sizes and the controls' markers mean; the arms themselves are the panels' titles."""
+    measured = usable[usable["acc"].notna()]
+    entries: dict[
+        str, Any
+    ] = {}  # matplotlib draws a tuple of lines as one entry; its annotations do not know
+    for source, label, size in (("probe", "probe", _SMALL), ("full", "full suite", _LARGE)):
+        own = measured[measured["source"] == source]
+        if len(own):
+            entries[f"{label}, {items(own)}"] = tuple(
+                Line2D([], [], color=ink(), marker=look.marker, markersize=size, linestyle="")
+                for look in styles
+            )
+    if usable["kind"].isin(["scratch", "scratch_extra"]).any():
+        entries["scratch"] = (Line2D([], [], color=ink(), marker="*", linestyle=(0, (1, 1))),)
+    if (usable["kind"] == "continued").any():
+        end = Line2D([], [], color=ink(), marker="D", linestyle="", markerfacecolor=page())
+        entries["continued, at its end"] = (end,)
+    return entries

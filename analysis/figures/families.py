@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.style import empty, flops_scale, ink, looks, new_figure, page
+from analysis.figures.style import empty, flops_scale, ink, looks, new_figure, of_trunks, page
 
 _MAX_COLUMNS = 5
 
@@ -57,8 +57,8 @@ def accuracy_by_family(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     n_trunks = int(grown["replicate"].nunique())
     bars = "the evaluation" if n_trunks == 1 else f"{n_trunks} trunks"
     table.attrs["caption"] = (
-        f"Final accuracy per task family; dotted: chance. {len(grown)} grown cells, {n_trunks} "
-        f"trunk{'s' if n_trunks > 1 else ''}; bars: one standard error over {bars}."
+        f"Final accuracy per task family; dotted: chance. {len(grown)} grown cells, "
+        f"{of_trunks(grown)}; bars: one standard error over {bars}."
     ).replace("over the evaluation", "of the evaluation")
     return table, figure
 

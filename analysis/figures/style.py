@@ -1,10 +1,11 @@
 """One look for all figures, light or dark, and files whose bytes depend on the data alone."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -44,7 +45,7 @@ class Look:
 
     colour: str
     marker: str
-    line: object
+    line: Any
     filled: bool
 
 
@@ -77,7 +78,7 @@ def _method(arm: str) -> str:
 def themed(dark: bool = False) -> Iterator[None]:
     """Settings for all drawing inside; nothing of the user's own matplotlib configuration gets in."""
     tone = _DARK if dark else _LIGHT
-    settings = {
+    settings: dict[Any, Any] = {
         "figure.facecolor": tone["page"],
         "axes.facecolor": tone["page"],
         "savefig.facecolor": tone["page"],
@@ -150,16 +151,39 @@ def flops_scale(*values: pd.Series) -> tuple[float, str]:
 def f_c_axis(axes: Axes, scale: float, f_c: float | None, label: str) -> None:
     """A second x axis on top in units of F_c = 120·N_a² of the trunk."""
     if f_c and np.isfinite(f_c):
-        ratio = f_c / scale
-        top = axes.secondary_xaxis("top", functions=(lambda x: x / ratio, lambda x: x * ratio))
+        top = axes.secondary_xaxis("top", functions=in_f_c(scale, f_c))
         top.xaxis.set_major_locator(MaxNLocator(6))
         top.set_xlabel(label)
         top.spines["top"].set_visible(True)
 
 
+def in_f_c(scale: float, f_c: float) -> tuple[Callable, Callable]:
+    """From FLOPs / scale to units of F_c, and back."""
+    ratio = f_c / scale
+    return lambda x: np.divide(x, ratio), lambda x: np.multiply(x, ratio)
+
+
 def one_f_c(cells: pd.DataFrame) -> float | None:
     values = cells["f_c"].dropna().unique()
     return float(values[0]) if len(values) == 1 else None
+
+
+def legend_columns(labels: list[str]) -> int:
+    """As many columns as fit below a wide figure, so that few entries stand in one row."""
+    return min(len(labels), max(2, 130 // (max(map(len, labels), default=0) + 8)))
+
+
+def of_trunks(rows: pd.DataFrame) -> str:
+    """How many independent trunks, and of which seeds: "1 trunk (seed 0)"."""
+    n, seeds = rows["replicate"].nunique(), sorted(rows["seed"].dropna().unique())
+    numbers = ", ".join(f"{seed:g}" for seed in seeds)
+    return f"{n} trunk{'s' if n > 1 else ''} (seed{'s' if len(seeds) > 1 else ''} {numbers})"
+
+
+def items(rows: pd.DataFrame) -> str:
+    """The size of the evaluations in `rows`, as far as it is recorded: "1000 items"."""
+    n = rows["n"].dropna()
+    return f"{n.min():.0f} items" if len(n) else "an unknown number of items"
 
 
 def empty(message: str) -> tuple[pd.DataFrame, Figure]:

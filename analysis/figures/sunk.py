@@ -6,7 +6,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from analysis.figures.style import Look, empty, f_c_axis, flops_scale, ink, looks, new_figure, one_f_c, page
+from analysis.figures.style import (
+    Look,
+    empty,
+    f_c_axis,
+    flops_scale,
+    ink,
+    legend_columns,
+    looks,
+    new_figure,
+    of_trunks,
+    one_f_c,
+    page,
+)
 
 _CONTROLS = {
     "continued": Look("", "o", (0, (4, 2)), False),
@@ -50,7 +62,10 @@ def accuracy_against_sunk_flops(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figu
     handles, labels = left.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: labels[i] == "chance")
     figure.legend(
-        [handles[i] for i in order], [labels[i] for i in order], loc="outside lower center", ncols=4
+        [handles[i] for i in order],
+        [labels[i] for i in order],
+        loc="outside lower center",
+        ncols=legend_columns(labels),
     )
     table.attrs["caption"] = _caption(grown, n_trunks)
     return table, figure
@@ -122,12 +137,10 @@ def _caption(grown: pd.DataFrame, n_trunks: int) -> str:
         if n_trunks == 1
         else f"one standard error over {n_trunks} trunks"
     )
-    numbers = sorted(grown["seed"].dropna().unique())
-    seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(f'{seed:g}' for seed in numbers)}"
     items = grown["n"].dropna()
     each = f" on {items.min():.0f} items each" if len(items) else ""
     return (
         f"Final accuracy against sunk FLOPs, and net = final − continued. {len(grown)} grown cells{each}, "
-        f"{n_trunks} trunk{'s' if n_trunks > 1 else ''} ({seeds}). Bars: {bars}; the two evaluations of "
+        f"{of_trunks(grown)}. Bars: {bars}; the two evaluations of "
         "a net are taken as independent. Scratch with equal extra FLOPs stands at sunk = 0 if shared."
     )

@@ -5,7 +5,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.curves import smooth
-from analysis.figures.style import empty, f_c_axis, flops_scale, ink, new_figure, one_f_c, page
+from analysis.figures.style import (
+    empty,
+    f_c_axis,
+    flops_scale,
+    ink,
+    items,
+    new_figure,
+    of_trunks,
+    one_f_c,
+    page,
+)
 
 _HAZE = "#56B4E9"
 _GROWTH = "#D55E00"
@@ -15,7 +25,8 @@ _MAX_POINTS = 600
 def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     """Training loss and accuracy along the trunks against their FLOPs; triangles mark the growth points.
 
-    Haze: every trunk; dark: the mean over trunks, of the loss its running mean.
+    Dark: the mean over trunks, of the loss its running mean. Haze: every trunk; of a single trunk's accuracy
+    one standard error of the evaluation.
     """
     grown = cells[(cells["kind"] == "branch") & cells["sunk_flops"].notna()]
     if trunks.empty or grown.empty:
@@ -25,34 +36,60 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
     scale, unit = flops_scale(trunks["flops"])
     source = "probe" if (trunks["source"] == "probe").any() else "full"
     sunk = np.sort(grown["sunk_flops"].unique())
-    parts = []
+    ids, parts = sorted(trunks["trunk_id"].unique()), []
     for axes, own, value, factor, name in (
         (panels[0], trunks[trunks["source"] == "train"], "loss", 1.0, "training loss"),
         (panels[1], trunks[trunks["source"] == source], "acc", 100.0, f"accuracy ({source}, %)"),
     ):
         table = _lines(own, value, factor).assign(quantity=name)
-        for trunk in sorted(trunks["trunk_id"].unique()):
+        for trunk in ids:
             axes.plot(table["flops"] / scale, table[trunk], color=_HAZE, linewidth=0.6, alpha=0.45)
         axes.plot(table["flops"] / scale, table["mean"], color=ink(), linewidth=1.3)
         marked = np.interp(sunk, table["flops"], table["mean"]) if len(table) else np.full(len(sunk), np.nan)
-        look = {"color": _GROWTH, "marker": "v", "linestyle": "", "markersize": 8, "markeredgecolor": page()}
-        axes.plot(sunk / scale, marked, **look, label="grown here", clip_on=False, zorder=4)
+        axes.plot(
+            *(sunk / scale, marked, "v"),
+            color=_GROWTH,
+            markersize=8,
+            markeredgecolor=page(),
+            label="grown here",
+            clip_on=False,
+            zorder=4,
+        )
         axes.set_xlabel(f"FLOPs spent on the trunk ({unit})")
         axes.set_xlim(left=0)
         f_c_axis(axes, scale, one_f_c(grown), "trunk FLOPs / $F_c$")
         points = pd.DataFrame({"quantity": f"growth points on {name}", "flops": sunk, "mean": marked})
         parts += [table, points]
+    measured = trunks[trunks["source"] == source]
+    if len(ids) == 1:
+        at, low, high = (measured["flops"] / scale, *_around(measured))
+        panels[1].fill_between(at, low, high, color=_HAZE, alpha=0.3, linewidth=0)
+    name = "probe" if source == "probe" else "full suite"
     panels[0].set_ylabel("training loss (nats per token)")
-    panels[1].set_ylabel("accuracy along the way (%)")
+    panels[1].set_ylabel(f"accuracy of the {name} (%)")
     panels[0].legend(loc="upper right")
     drawn = pd.concat(parts, ignore_index=True)
-    n = trunks["trunk_id"].nunique()
-    drawn.attrs["caption"] = (
-        f"{n} trunk{'s' if n > 1 else ''} from random init, as far as continuing it needs. Haze: each trunk; "
-        "line: the mean over trunks (of the loss, its running mean). Triangles: states that were grown. "
-        f"The accuracy is that of the {'probe, a small part of the' if source == 'probe' else 'full'} suite."
+    haze = (
+        "Line: running mean of the loss, and accuracy; haze: each step, and ± one standard error"
+        if len(ids) == 1
+        else "Line: the mean over trunks (of the loss, its running mean); haze: each trunk"
     )
-    return drawn[["quantity", "flops", "mean", *sorted(trunks["trunk_id"].unique())]], figure
+    part = (
+        f"probe, a part of the suite ({items(measured)})"
+        if source == "probe"
+        else f"full suite ({items(measured)})"
+    )
+    drawn.attrs["caption"] = (
+        f"{of_trunks(grown)} from random init, as far as continuing needs. {haze}. "
+        f"Triangles: states that were grown. Accuracy along the way is that of the {part}."
+    )
+    return drawn[["quantity", "flops", "mean", *ids]], figure
+
+
+def _around(measured: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Accuracy in per cent less and plus one standard error."""
+    acc, se = 100 * measured["acc"].astype(float), 100 * measured["acc_se"].astype(float)
+    return acc - se, acc + se
 
 
 def _lines(own: pd.DataFrame, value: str, factor: float) -> pd.DataFrame:

@@ -53,6 +53,7 @@ class RegrowLauncher(Launcher):
 
     def _compose(self, overrides: Sequence[str], index: int) -> DictConfig:
         assert self.hydra_context is not None
+        assert self.config is not None
         config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(config):
             config.hydra.job.id = index
@@ -65,6 +66,7 @@ class RegrowLauncher(Launcher):
                 raise CellFailed(cell.message)
             return None if cell is None else cell.final_acc
 
+        assert self.hydra_context is not None
         return run_job(
             hydra_context=self.hydra_context,
             task_function=fetch,
@@ -76,10 +78,10 @@ class RegrowLauncher(Launcher):
 
 def _mapping(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain data, without Hydra's own part."""
-    keys = [key for key in config if key != "hydra"]
+    keys = [str(key) for key in config if key != "hydra"]
     plain = OmegaConf.to_container(OmegaConf.masked_copy(config, keys), resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
-    return plain
+    return {str(key): value for key, value in plain.items()}
 
 
 @dataclass
