@@ -32,7 +32,6 @@ _WHOLE = (
     *("growth_step", "depth_factor", "width_factor", "seed", "growth_seed", "n", "tokens", "unique_tokens"),
     *("activated_params", "activated_matmul_params", "total_params", "trunk_activated_params"),
 )
-_SLOPE = "{:+.2f}"  # percentage points per 1e12 FLOPs
 _SERIES = {"net": "net", "without_scratch": "final accuracy", "with_scratch": "… with scratch"}
 
 
@@ -188,8 +187,8 @@ def _correlation_rows(correlation: dict[str, Any]) -> list[dict[str, str]]:
                     "pearson": _plain(part["pearson"]),
                     "pearson_log": _plain(part["pearson_log_sunk"]),
                     "ranks": f"{_plain(part['spearman'])} / {_plain(part['kendall'])}",
-                    "slope": _plain(100 * slope["slope"], _SLOPE) if slope else "–",
-                    "interval": f"{_plain(100 * ends[0], _SLOPE)} to {_plain(100 * ends[1], _SLOPE)}"
+                    "slope": _plain(100 * slope["slope"], "{:+.3g}") if slope else "–",
+                    "interval": f"{_plain(100 * ends[0], '{:+.3g}')} to {_plain(100 * ends[1], '{:+.3g}')}"
                     if ends
                     else "none",
                     "least": _plain(_times(least.get("over_the_range"), 100), "{:.1f}"),

@@ -57,6 +57,10 @@ class View:
         for note in _collapse_notes(plan):
             self.console.print(f"note: {note}")
 
+    def show_warnings(self, warnings: list[str]) -> None:
+        for warning in warnings:
+            self.console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+
     # -- during ------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -80,8 +84,7 @@ class View:
         stopped: bool,
     ) -> None:
         self.console.print(_result_table(plan, self.store, results))
-        for warning in execution.warnings:
-            self.console.print(f"warning: {warning}")
+        self.show_warnings(execution.warnings)
         counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         spent = f"{execution.spent_flops:.3g} FLOPs trained"
         if planned_flops and not stopped:

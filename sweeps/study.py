@@ -6,6 +6,7 @@ import gc
 import json
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -53,10 +54,13 @@ def run_study(mappings: list[dict[str, Any]], executors: Executors | None = None
     Raises Refused, with nothing written, when any of them is wrong.
     """
     try:
-        config, store, plan = plan_study(mappings)
+        with warnings.catch_warnings(record=True) as caught:  # of the corpus, say: bytes that are not text
+            warnings.simplefilter("always", UserWarning)
+            config, store, plan = plan_study(mappings)
     except ValueError as error:
         raise Refused(str(error)) from error
     study = _Study(config, plan, store, executors)
+    study.view.show_warnings([str(warning.message) for warning in caught])
     study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
     if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)

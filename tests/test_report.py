@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,31 @@ def test_the_page_stands_alone_and_opens_with_the_sentence(written):
     names = {"accuracy_against_sunk_flops", "loss_and_accuracy_by_sunk_flops", "trunk_with_growth_points"}
     for name in names | {"accuracy_by_family"}:
         assert all((folder / "figures" / f"{name}.{kind}").stat().st_size for kind in ("png", "pdf", "csv"))
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not opened in a browser")
+def test_a_real_browser_shows_the_page_and_asks_no_network(written, tmp_path):
+    report, folder = written
+    page = report.page.read_text()
+    for target in re.findall(r'(?:src|href|srcset)="([^"]*)"', page):
+        assert target.startswith("data:image/png;base64,") or (folder / target).is_file(), target[:80]
+    assert not re.search(r"url\(|@import|<(script|link|iframe)", page)
+    quiet = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+    ]
+    quiet += ["--disable-quic", "--disable-component-update", "--disable-sync"]
+    command = [CHROMIUM, *quiet, f"--user-data-dir={tmp_path}", "--dump-dom", report.page.as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert "<title>planted · Regrow</title>" in seen
+    assert seen.count("<figure>") == seen.count("</figure>") == 4
+    assert re.search(r"<h2>Provenance</h2>.*</html>", seen, re.DOTALL)
 
 
 def test_the_null_stands_before_r(written):

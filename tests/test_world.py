@@ -299,3 +299,8 @@ def test_every_field_is_part_of_the_identity(config):
 def test_a_bad_value_is_refused_with_its_name(config, change, message):
     with pytest.raises(ValueError, match=message):
         parse_data({**to_plain(config), **change})
+
+
+def test_a_batch_too_small_for_every_family_is_still_full(world):
+    shapes = {world.batch(0, step, 1, 8).shape for step in range(400)}
+    assert shapes == {(1, 9)}

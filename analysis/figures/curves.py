@@ -175,9 +175,7 @@ def _colour_bar(figure: Figure, panels, norm, colours, scale: float, unit: str, 
 def _legend(styles: list[Look], usable: pd.DataFrame) -> dict[str, Any]:
     """What the sizes and the controls' markers mean; the arms themselves are the panels' titles."""
     measured = usable[usable["acc"].notna()]
-    entries: dict[
-        str, Any
-    ] = {}  # matplotlib draws a tuple of lines as one entry; its annotations do not know
+    entries: dict[str, Any] = {}  # a tuple of lines is one entry, which matplotlib does not annotate
     for source, label, size in (("probe", "probe", _SMALL), ("full", "full suite", _LARGE)):
         own = measured[measured["source"] == source]
         if len(own):

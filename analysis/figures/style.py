@@ -170,7 +170,7 @@ def one_f_c(cells: pd.DataFrame) -> float | None:
 
 def legend_columns(labels: list[str]) -> int:
     """As many columns as fit below a wide figure, so that few entries stand in one row."""
-    return min(len(labels), max(2, 130 // (max(map(len, labels), default=0) + 8)))
+    return min(len(labels), max(2, 190 // (max(map(len, labels), default=0) + 8)))
 
 
 def of_trunks(rows: pd.DataFrame) -> str:

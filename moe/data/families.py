@@ -1,5 +1,6 @@
 """The five families of documents that the embedded language is made of."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -205,8 +206,8 @@ class Language:
         here = np.arange(size) <= level[:, None]
         has_neighbour = here & (draws.below(2, n, size) == 1)
         mark = np.full((n, 1), start["marks"] + FAMILIES.index("grammar"))
-        tokens = np.concatenate([mark, clauses.reshape(n, -1), verbs[:, ::-1]], axis=1).astype(np.uint16)
-        clause = np.stack([here, here, has_neighbour, has_neighbour], axis=2).reshape(n, -1)
+        tokens = np.concatenate([mark, _flat(clauses), verbs[:, ::-1]], axis=1).astype(np.uint16)
+        clause = _flat(np.stack([here, here, has_neighbour, has_neighbour], axis=2))
         keep = np.concatenate([np.ones((n, 1), bool), clause, here[:, ::-1]], axis=1)
         return Documents(*_close_up(tokens, keep), level)
 
@@ -316,3 +317,8 @@ def _syllables(i: int) -> str:
     consonants, vowels = "bdfglmnpstvz", "aeiou"
     word = consonants[i % 12] + vowels[i // 12 % 5]
     return word if i < 60 else word + _syllables(i // 60 - 1)
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    """[n, ...] as [n, m]; unlike reshape(n, -1), also for n = 0."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
