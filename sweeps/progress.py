@@ -146,6 +146,12 @@ class _Bars(Progress):
     """A bar for the whole study and one for each running task, read from the store's own lines."""
 
     def __init__(self, plan: Plan, store: Store, console: Console):
+        # rich renders once while it is being made: what rendering reads must be there before.
+        self.store = store
+        self.flops_done = 0.0
+        self.of_task: dict[str, tuple[Any, Task]] = {}
+        self.ended, self.count = 0, len(plan.tasks)
+        self.whole: Any = None
         super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -156,12 +162,8 @@ class _Bars(Progress):
             refresh_per_second=4,
             speed_estimate_period=120,
         )
-        self.store = store
-        self.flops_done = 0.0
-        self.of_task: dict[str, tuple[Any, Task]] = {}
         total = max(1.0, plan.flops_todo + plan.flops_rewind)
-        self.whole = self.add_task("study", total=total, note=f"0/{len(plan.tasks)} tasks")
-        self.ended, self.count = 0, len(plan.tasks)
+        self.whole = self.add_task("study", total=total, note=f"0/{self.count} tasks")
 
     def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
         if status is Status.RUNNING:
@@ -183,7 +185,9 @@ class _Bars(Progress):
                 done = line["step"] - task.start
                 running += done * task.trajectory.flops_per_step
                 self.update(bar, completed=done, note=f"loss {line['loss']:.3f}")
-        self.update(self.whole, completed=self.flops_done + running, note=f"{self.ended}/{self.count} tasks")
+        if self.whole is not None:
+            done, note = self.flops_done + running, f"{self.ended}/{self.count} tasks"
+            self.update(self.whole, completed=done, note=note)
         yield from super().get_renderables()
 
 

@@ -58,6 +58,20 @@ def test_captions_tell_cells_trunks_and_what_the_bars_are(store):
     assert "over 3 trunks" in three.attrs["caption"]
 
 
+def test_accuracy_along_the_way_names_its_suite_size_and_seed(store):
+    cells = cells_table(store, "planted")
+    with themed():
+        trunk, _ = trunk_with_growth_points(trunk_curves(store, "planted"), cells)
+        after, figure = loss_and_accuracy_by_sunk_flops(curves(store, "planted"))
+    assert "1 trunk (seed 0)" in trunk.attrs["caption"]
+    assert "probe, a part of the suite (100 items)" in trunk.attrs["caption"]
+    assert "1 trunk (seed 0)" in after.attrs["caption"]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["probe, 100 items", "full suite, 5000 items", "scratch", "continued, at its end"]
+    probes = after[(after["source"] == "probe") & (after["kind"] == "branch")]
+    assert (probes["acc_se"] > 0).all()
+
+
 def test_several_trunks_are_drawn_as_their_mean_and_standard_error(store):
     cells = cells_table(store, "seeds")
     with themed():

@@ -55,14 +55,8 @@ def test_a_real_browser_shows_the_page_and_asks_no_network(written, tmp_path):
     for target in re.findall(r'(?:src|href|srcset)="([^"]*)"', page):
         assert target.startswith("data:image/png;base64,") or (folder / target).is_file(), target[:80]
     assert not re.search(r"url\(|@import|<(script|link|iframe)", page)
-    quiet = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-    ]
-    quiet += ["--disable-quic", "--disable-component-update", "--disable-sync"]
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
+    quiet += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = [CHROMIUM, *quiet, f"--user-data-dir={tmp_path}", "--dump-dom", report.page.as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert "<title>planted · Regrow</title>" in seen
@@ -91,7 +85,9 @@ def test_cells_csv_holds_the_promised_columns(written):
 def test_correlation_json_is_strict_json_with_its_claims(written):
     text = (written[1] / "correlation.json").read_text()
     found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
-    assert found["n_trunks"] == 1
+    assert (found["n_cells"], found["n_trunks"]) == (8, 1)
+    for part in (part for series in found["series"].values() for part in series.values()):
+        assert part["monotone_null"]["low"] < part["monotone_null"]["median"] < part["monotone_null"]["high"]
     assert set(found["series"]) == {"stack", "interposition", "pooled"}
 
 

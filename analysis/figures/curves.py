@@ -180,8 +180,8 @@ def _legend(styles: list[Look], usable: pd.DataFrame) -> dict[str, Any]:
         own = measured[measured["source"] == source]
         if len(own):
             entries[f"{label}, {items(own)}"] = tuple(
-                Line2D([], [], color=ink(), marker=look.marker, markersize=size, linestyle="")
-                for look in styles
+                Line2D([], [], color=ink(), marker=marker, markersize=size, linestyle="")
+                for marker in dict.fromkeys(look.marker for look in styles)
             )
     if usable["kind"].isin(["scratch", "scratch_extra"]).any():
         entries["scratch"] = (Line2D([], [], color=ink(), marker="*", linestyle=(0, (1, 1))),)

@@ -1,0 +1,57 @@
+"""What a person sees: the plan, bars in a terminal, lines in a pipe, the table at the end."""
+
+import io
+import re
+
+import pytest
+import tiny
+from rich.console import Console
+
+from sweeps import progress
+from sweeps.study import run_study
+
+
+def seen(monkeypatch, terminal: bool, **fields) -> str:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=terminal, width=140, highlight=False, color_system=None)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+    steps = fields.pop("steps", (4, 8))
+    run_study([tiny.mapping(growth__step=step, **fields) for step in steps])
+    return text.getvalue()
+
+
+def test_a_pipe_gets_one_line_for_each_task(monkeypatch, store_root):
+    text = seen(monkeypatch, False, launch__store=store_root)
+    lines = [line for line in text.splitlines() if "done: " in line]
+    count = int(re.search(r"tasks +(\d+) to do, 0 cached", text)[1])
+    assert [line.split()[0] for line in lines] == [f"[{i}/{count}]" for i in range(1, count + 1)]
+    assert "\x1b" not in text
+
+
+def test_a_terminal_gets_bars_with_the_loss(monkeypatch, store_root):
+    monkeypatch.setattr("sweeps.worker.FLUSH_S", 0.0)
+    text = seen(monkeypatch, True, launch__store=store_root, steps=(200,), trunk__steps=200)
+    assert "trunk seed 0: to step 200" in text
+    assert "━" in text
+    assert "/8 tasks" in text
+    assert "loss " in text
+
+
+def test_the_end_shows_every_cell_with_its_controls(monkeypatch, store_root):
+    text = seen(monkeypatch, False, launch__store=store_root)
+    header = next(line for line in text.splitlines() if line.startswith("growth.step"))
+    for name in ("base", "start", "final", "continued", "scratch_extra"):
+        assert name in header
+    assert text.count("interposition+duplicate") == 2
+    assert "1.000 of the plan" in text
+
+
+def test_the_plan_says_what_sharing_saves(monkeypatch, store_root):
+    text = seen(monkeypatch, False, launch__store=store_root)
+    assert "if every cell ran alone" in text
+    assert "x less" in text
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(30, "about 30 s"), (240, "about 4.0 min")])
+def test_durations_are_readable(seconds, words):
+    assert progress._duration(seconds) == words
