@@ -39,6 +39,11 @@ def save_state(directory: Path, state: State, **record: Any) -> None:
         write_json(draft / DONE, {"sha256": digests, **record})
 
 
+def promote_state(directory: Path) -> None:
+    """Makes a checkpoint that was to be replaced one that stays."""
+    write_json(directory / DONE, {**read_json(directory / DONE), "transient": False})
+
+
 def load_state(directory: Path) -> State:
     """Reads a state after checking every digest; raises CorruptState naming the file that differs."""
     done = read_json(directory / DONE)

@@ -41,8 +41,8 @@ def grow_weights(model: ModelConfig, operator: Operator, weights: Tensors) -> Te
     """The weights of `operator.apply_to(model)`.
 
     Width growth copies experts and router rows m times, copy c of expert e at index c·E + e; with top_k
-    multiplied alike, the function is unchanged at noise_scale 0. Every copied tensor of every copy but the
-    first then gets N(0, (α·σ)²), σ the standard deviation of the tensor that was copied (§3.2).
+    multiplied alike, the function is unchanged at noise_scale 0. Every copied matrix of every copy but the
+    first then gets N(0, (α·σ)²), σ the standard deviation of the matrix that was copied (§3.2).
     """
     deep = _map_layers(operator, model.num_layers, weights)
     if operator.width_method is WidthMethod.NONE:
@@ -106,5 +106,17 @@ def _duplicate(name: str, tensor: Tensor, operator: Operator) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(operator.seed, "noise", name))
         copies = grown[tensor.shape[0] :]
         noise = torch.randn(copies.shape, generator=generator)
-        copies.add_((noise * (operator.noise_scale * tensor.float().std())).to(tensor))
+        scale = (operator.noise_scale * _std_of_each_matrix(name, tensor)).expand(tensor.shape)
+        copies.add_((noise * _tile(scale, operator.width_factor - 1)).to(tensor))
     return grown
+
+
+def _std_of_each_matrix(name: str, tensor: Tensor) -> Tensor:
+    """σ, broadcastable to the tensor: of the router, and of each expert's gate, up and down by itself."""
+    tensor = tensor.float()
+    if name.endswith("router.weight"):
+        return tensor.std()
+    if name.endswith("w_out_EDH"):
+        return tensor.std(dim=(1, 2), keepdim=True)
+    halves = tensor.unflatten(1, (2, -1))
+    return halves.std(dim=(2, 3), keepdim=True).expand(halves.shape).flatten(1, 2)

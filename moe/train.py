@@ -21,12 +21,10 @@ DIAGNOSE_EVERY = 20  # steps between lines that carry per-layer diagnostics: a r
 
 
 class Diverged(Exception):
-    """The loss is NaN or infinite, or above three times that of a uniform guess."""
+    """A loss or gradient is not finite, or the loss is above three times that of a uniform guess."""
 
-    def __init__(self, step: int, loss: float, bound: float):
-        super().__init__(
-            f"loss {loss:.4g} at step {step} is not below the bound {bound:.4g} (3·ln vocabulary)"
-        )
+    def __init__(self, step: int, loss: float, rule: str):
+        super().__init__(f"diverged at step {step} with loss {loss:.4g}: {rule}")
         self.step, self.loss = step, loss
 
 
@@ -61,7 +59,10 @@ class Trainer:
         while self.step < to_step:
             line = self._one_step()
             if not line["loss"] < self._bound:
-                raise Diverged(line["step"], line["loss"], self._bound)
+                rule = f"not below the bound {self._bound:.4g} (3·ln vocabulary)"
+                raise Diverged(line["step"], line["loss"], rule)
+            if line["grad_norm"] is None:
+                raise Diverged(line["step"], line["loss"], "the gradient is not finite")
             yield line
 
     def state(self) -> State:

@@ -26,6 +26,7 @@ from moe.config import (
 from moe.data import DataConfig, data_identity
 from moe.evaluate import eval_id
 from sweeps.config import Control, GrowthConfig, SweepConfig
+from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Kind, Trajectory, child
 
 BRANCH = "branch"
@@ -60,6 +61,16 @@ class Cell:
     @property
     def probe_eval_id(self) -> str:
         return _eval_id(self.config.evaluate, data_json(self.config.data), "probe")
+
+    @property
+    def reading(self) -> Reading:
+        evaluate = self.config.evaluate
+        return Reading(
+            probe_eval_id=self.probe_eval_id,
+            probe_items=evaluate.probe_items,
+            probe_every=evaluate.probe_every,
+            corpus=self.config.corpus,
+        )
 
     def states(self) -> dict[str, Address]:
         """The evaluated states by role."""

@@ -3,10 +3,10 @@ and HOW it is run. Only WHAT reaches an identity."""
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from moe.config import (
@@ -223,10 +223,13 @@ class SweepConfig:
         )
         check(self.seed >= 0, f"seed={self.seed} must not be negative")
         check(
-            self.study_name != ""
-            and Path(self.study_name).name == self.study_name
-            and self.study_name[0] != ".",
-            f"study_name={self.study_name!r} must be usable as a folder's name",
+            self.model.vocab_size >= self.data.vocab_size,
+            f"model.vocab_size={self.model.vocab_size} is below data.vocab_size={self.data.vocab_size}; "
+            f"choose at least {self.data.vocab_size}",
+        )
+        check(
+            re.fullmatch(r"\w[\w.-]*", self.study_name) is not None,
+            f"study_name={self.study_name!r} must be letters, digits, '_', '-' and '.'",
         )
 
 

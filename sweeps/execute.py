@@ -15,10 +15,12 @@ BUSY_RETRY_S = 1.0  # a killed driver's worker may hold a trajectory's lock for 
 
 
 class Executor(Protocol):
-    """Runs orders somewhere. `wait` returns what ended, after at most `timeout_s` if nothing did."""
+    """Runs orders somewhere. `start` makes its workers ready or raises ValueError; `wait` returns what ended,
+    after at most `timeout_s` if nothing did."""
 
     slots: int
 
+    def start(self) -> None: ...
     def submit(self, order: Order) -> None: ...
     def wait(self, timeout_s: float) -> list[Outcome]: ...
     def close(self) -> None: ...
@@ -27,6 +29,7 @@ class Executor(Protocol):
 class Status(StrEnum):
     TODO = "todo"
     RUNNING = "running"
+    WAITING = "waiting"  # another process writes the trajectory
     DONE = "done"
     FAILED = "failed"
     BLOCKED = "blocked"
@@ -84,6 +87,8 @@ class _Driver:
             self._submit_ready()
             if not self.running and (self.stopping() or not (self.ready or self.later)):
                 break
+            if not self.running:
+                time.sleep(min(0.2, BUSY_RETRY_S))  # all that is left is being written by another process
             for outcome in self.executor.wait(timeout_s=0.2):
                 self.running.discard(outcome.task_id)
                 self.execution.spent_flops += outcome.trained_flops
@@ -111,7 +116,7 @@ class _Driver:
                     trajectory_id=task.trajectory.id,
                     step=task.step,
                     evaluations=task.evaluations,
-                    rewind=task.rewind,
+                    reading=task.reading,
                 )
             )
 
@@ -125,7 +130,7 @@ class _Driver:
                     if not self.waiting_for[other] and self.execution.status[other] is Status.TODO:
                         self._push(other)
             case Result.BUSY:
-                self._set(task_id, Status.TODO)
+                self._set(task_id, Status.WAITING)
                 self.later.append((time.monotonic() + BUSY_RETRY_S, task_id))
             case Result.STOPPED:
                 self._set(task_id, Status.TODO)

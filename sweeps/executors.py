@@ -6,11 +6,9 @@ Its workers look at `drivers/<run>.alive` each step: when that file is gone they
 import atexit
 import os
 import socket
-import time
 from pathlib import Path
-from typing import Any
 
-from sweeps.config import ExecutorKind, LaunchConfig, SweepConfig
+from sweeps.config import ExecutorKind, LaunchConfig
 from sweeps.execute import Executor
 from sweeps.provenance import git_commit
 
@@ -19,58 +17,82 @@ class Executors:
     """Gives the one executor that fits a configuration, making another only when the way to run changes."""
 
     def __init__(self) -> None:
-        self._key: Any = None
+        self._launch: LaunchConfig | None = None
         self._executor: Executor | None = None
         self._alive: Path | None = None
         atexit.register(self.close)
 
-    def get(self, config: SweepConfig, probe: tuple[str, int, int]) -> Executor:
-        from sweeps.worker import WorkerOptions
+    def get(self, launch: LaunchConfig) -> Executor:
+        """An executor with room for its workers, which start with the first order; writes nothing.
 
-        launch = config.launch
-        key = (launch, probe, config.corpus)
-        if self._executor is not None and key == self._key:
+        ValueError if the device, the address or the cluster is not what `launch` asks for.
+        """
+        if self._executor is not None and launch == self._launch:
             return self._executor
         self.close()
-        device, gpus_per_run = _device(launch)
-        name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns():x}.alive"
-        self._alive = Path(launch.store).resolve() / "drivers" / name
-        self._alive.touch()
-        options = WorkerOptions(
-            store=str(Path(launch.store).resolve()),
-            device=device,
-            threads=launch.threads,
-            keep_every=launch.keep_every,
-            checkpoint_s=launch.checkpoint_s,
-            probe=probe,
-            alive=str(self._alive),
-            corpus=config.corpus,
-            git_commit=git_commit(),
-        )
-        self._key = key
-        if launch.executor is ExecutorKind.SERIAL:
-            from sweeps.serial import SerialExecutor
-
-            self._executor = SerialExecutor(options)
-        else:
-            from sweeps.ray import RayExecutor
-
-            slots = launch.workers or _slots(launch, gpus_per_run)
-            self._executor = RayExecutor(
-                options, slots=slots, gpus_per_run=gpus_per_run, address=launch.address
-            )
+        self._executor = _make(launch, alive=_alive_path(launch))
+        self._launch = launch
         return self._executor
+
+    def start(self) -> None:
+        """From here on workers run: makes the alive file, removes those of dead drivers, starts workers."""
+        assert self._launch is not None, "there is no executor to start"
+        self._alive = _alive_path(self._launch)
+        for path in self._alive.parent.glob(f"{socket.gethostname()}-*.alive"):
+            if not _is_running(int(path.stem.rsplit("-", 1)[1])):
+                path.unlink(missing_ok=True)
+        self._alive.touch()
+        assert self._executor is not None
+        self._executor.start()
 
     def stop(self) -> None:
         """Asks the workers to save and return."""
         if self._alive is not None:
             self._alive.unlink(missing_ok=True)
+            self._alive = None
 
     def close(self) -> None:
         self.stop()
         if self._executor is not None:
             self._executor.close()
-        self._executor, self._alive, self._key = None, None, None
+        self._executor, self._launch = None, None
+
+
+def _alive_path(launch: LaunchConfig) -> Path:
+    return Path(launch.store).resolve() / "drivers" / f"{socket.gethostname()}-{os.getpid()}.alive"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _make(launch: LaunchConfig, alive: Path) -> Executor:
+    from sweeps.worker import WorkerOptions
+
+    device, gpus_per_run = _device(launch)
+    options = WorkerOptions(
+        store=str(Path(launch.store).resolve()),
+        device=device,
+        threads=launch.threads,
+        keep_every=launch.keep_every,
+        checkpoint_s=launch.checkpoint_s,
+        alive=str(alive),
+        git_commit=git_commit(),
+    )
+    if launch.executor is ExecutorKind.SERIAL:
+        from sweeps.serial import SerialExecutor
+
+        return SerialExecutor(options)
+    from sweeps.ray import RayExecutor
+
+    slots = launch.workers or _slots(launch, gpus_per_run)
+    return RayExecutor(options, slots=slots, gpus_per_run=gpus_per_run, address=launch.address)
 
 
 def _device(launch: LaunchConfig) -> tuple[str, float]:

@@ -12,7 +12,17 @@ class Order:
     trajectory_id: str
     step: int
     evaluations: tuple[tuple[str, int], ...]
-    rewind: bool
+    reading: "Reading"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """What a worker reads beside the store: the probe along the way, and the folder of a corpus."""
+
+    probe_eval_id: str
+    probe_items: int
+    probe_every: int
+    corpus: str | None
 
 
 class Result(StrEnum):

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from moe import flops
 from sweeps.cell import Cell, all_cells
+from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Trajectory
 
 StateKey = tuple[str, int]
@@ -39,6 +40,7 @@ class Task:
     needs: tuple[str, ...]
     evaluations: tuple[tuple[str, int], ...]  # (eval_id, items per family)
     rewind: bool
+    reading: Reading
 
     @property
     def id(self) -> str:
@@ -102,8 +104,8 @@ def make_plan(requested: Iterable[Cell], store: Stored) -> Plan:
     """Merges cells into the fewest tasks that give every metric not yet stored."""
     requested = list(requested)
     cells = all_cells(requested)
-    taps, trajectories = _taps(cells.values())
-    planner = _Planner(store, taps, trajectories)
+    taps, trajectories, readings = _taps(cells.values())
+    planner = _Planner(store, taps, trajectories, readings)
     planner.plan()
     horizons = {trajectory_id: max(steps) for trajectory_id, steps in taps.items()}
     plan = Plan(
@@ -121,10 +123,15 @@ def make_plan(requested: Iterable[Cell], store: Stored) -> Plan:
     return plan
 
 
-def _taps(cells: Iterable[Cell]) -> tuple[dict[str, dict[int, dict[str, int]]], dict[str, Trajectory]]:
-    """{trajectory_id: {step: {eval_id: items}}} of all cells, and the trajectories, parents first."""
-    taps: dict[str, dict[int, dict[str, int]]] = defaultdict(dict)
+Taps = dict[str, dict[int, dict[str, int]]]
+
+
+def _taps(cells: Iterable[Cell]) -> tuple[Taps, dict[str, Trajectory], dict[str, Reading]]:
+    """{trajectory_id: {step: {eval_id: items}}} of all cells; the trajectories, parents first; and what
+    each is probed with and read from, as the first cell that needs it says."""
+    taps: Taps = defaultdict(dict)
     trajectories: dict[str, Trajectory] = {}
+    readings: dict[str, Reading] = {}
 
     def visit(trajectory: Trajectory) -> None:
         if trajectory.id in trajectories:
@@ -132,6 +139,7 @@ def _taps(cells: Iterable[Cell]) -> tuple[dict[str, dict[int, dict[str, int]]], 
         if trajectory.parent is not None:
             visit(trajectory.parent.trajectory)
         trajectories[trajectory.id] = trajectory
+        readings[trajectory.id] = cell.reading
 
     for cell in cells:
         for address in cell.states().values():
@@ -139,10 +147,10 @@ def _taps(cells: Iterable[Cell]) -> tuple[dict[str, dict[int, dict[str, int]]], 
             suites = taps[address.trajectory.id].setdefault(address.step, {})
             suites[cell.eval_id] = cell.config.evaluate.items
         _tap_parents(cell.leaf, taps)
-    return taps, trajectories
+    return taps, trajectories, readings
 
 
-def _tap_parents(address: Address, taps: dict[str, dict[int, dict[str, int]]]) -> None:
+def _tap_parents(address: Address, taps: Taps) -> None:
     parent = address.trajectory.parent
     if parent is not None:
         taps[parent.trajectory.id].setdefault(parent.step, {})
@@ -152,8 +160,10 @@ def _tap_parents(address: Address, taps: dict[str, dict[int, dict[str, int]]]) -
 class _Planner:
     """Walks trajectories children first, so that a parent knows which of its states are still needed."""
 
-    def __init__(self, store: Stored, taps: dict, trajectories: dict[str, Trajectory]):
-        self.store, self.taps, self.trajectories = store, taps, trajectories
+    def __init__(
+        self, store: Stored, taps: Taps, trajectories: dict[str, Trajectory], readings: dict[str, Reading]
+    ):
+        self.store, self.taps, self.trajectories, self.readings = store, taps, trajectories, readings
         self.tasks: dict[str, Task] = {}
         self.cached = 0
         self.diverged: set[StateKey] = set()
@@ -176,7 +186,7 @@ class _Planner:
         stored = self.store.stored_steps(trajectory.id)
         evaluated = self.store.evaluated(trajectory.id)
         taps, wanted = self.taps[trajectory.id], self.wanted[trajectory.id]
-        previous: dict[bool, Task | None] = {True: None, False: None}
+        previous: Task | None = None
         for step in sorted(taps):
             if (trajectory.id, step) in self.diverged:
                 continue
@@ -185,25 +195,25 @@ class _Planner:
                 if taps[step] or step in stored:
                     self.cached += 1
                 continue
-            rewind = bool(stored) and step < stored[-1]
-            start, needs = self._start(trajectory, step, stored, previous[rewind])
-            task = Task(trajectory, step, start, needs, missing, rewind=rewind and step not in stored)
-            self.tasks[task.id] = task
-            if step not in stored:
-                previous[rewind] = task
+            start, needs = self._start(trajectory, step, stored, previous)
+            rewind = step not in stored and bool(stored) and step < stored[-1]
+            reading = self.readings[trajectory.id]
+            previous = Task(trajectory, step, start, needs, missing, rewind, reading)
+            self.tasks[previous.id] = previous
 
     def _start(
         self, trajectory: Trajectory, step: int, stored: list[int], previous: Task | None
     ) -> tuple[int, tuple[str, ...]]:
-        below = [s for s in stored if s <= step]
-        if previous is not None and (not below or previous.step > below[-1]):
-            return previous.step, (previous.id,)
-        if below:
-            return below[-1], ()
-        if trajectory.parent is None:
-            return 0, ()
+        """Where training begins and what must be done before: one process at a time writes a trajectory, so
+        its tasks form a chain, the evaluations of what is stored included."""
+        start = max([s for s in stored if s <= step] + ([previous.step] if previous else []), default=None)
+        if previous is not None:
+            assert start is not None
+            return start, (previous.id,)
+        if start is not None:
+            return start, ()
         parent = trajectory.parent
-        if parent.step in self.store.stored_steps(parent.trajectory.id):
+        if parent is None or parent.step in self.store.stored_steps(parent.trajectory.id):
             return 0, ()
         self.wanted[parent.trajectory.id].add(parent.step)
         return 0, (str(parent),)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from sweeps.cell import BRANCH, SCRATCH, Cell
-from sweeps.config import Control, LaunchConfig
+from sweeps.config import Control
 from sweeps.execute import Execution, Status
 from sweeps.outcome import Outcome
 from sweeps.plan import Plan, Task
@@ -64,7 +64,7 @@ class View:
     # -- during ------------------------------------------------------------------------------------------
 
     @contextmanager
-    def running(self, plan: Plan, launch: LaunchConfig) -> Iterator[Observer]:
+    def running(self, plan: Plan) -> Iterator[Observer]:
         """Gives the observer that the driver tells of every change of a task."""
         if self.console.is_terminal:
             with _Bars(plan, self.store, self.console) as bars:
@@ -97,7 +97,7 @@ class View:
                 self.console.print(
                     f"        traceback in {self.store.folder(task_id.split('@')[0])}/attempts"
                 )
-        if stopped or statuses["failed"] or statuses["blocked"]:
+        if stopped or statuses["failed"] or statuses["blocked"] or statuses["todo"]:
             why = "stopped; states are saved. To go on" if stopped else "To try again what failed"
             self.console.print(f"{why}: {shlex.join(['python', *sys.argv])}", soft_wrap=True)
 
@@ -131,9 +131,15 @@ class _Lines:
 
     def __init__(self, plan: Plan, console: Console):
         self.console, self.total, self.ended = console, len(plan.tasks), 0
+        self.waiting: set[str] = set()
 
     def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
         if status in (Status.RUNNING, Status.TODO):
+            return
+        if status is Status.WAITING:
+            if task.id not in self.waiting:
+                self.waiting.add(task.id)
+                self.console.print(f"waiting: another run writes {describe(task)}", markup=False)
             return
         self.ended += 1
         seconds = f" in {outcome.wall_s:.1f} s" if outcome else ""
@@ -166,20 +172,29 @@ class _Bars(Progress):
         self.whole = self.add_task("study", total=total, note=f"0/{self.count} tasks")
 
     def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
+        with self._lock:  # the refreshing thread reads what is changed here
+            self._observe(task, status)
+
+    def _observe(self, task: Task, status: Status) -> None:
         if status is Status.RUNNING:
             bar = self.add_task(describe(task), total=max(1, task.step - task.start), note="")
             self.of_task[task.id] = (bar, task)
             return
         if task.id in self.of_task:
             self.remove_task(self.of_task.pop(task.id)[0])
-        if status is not Status.TODO:
+        if status not in (Status.TODO, Status.WAITING):
             self.ended += 1
             self.flops_done += task.flops
             self.console.print(f"{status.value}: {describe(task)}", markup=False)
 
     def get_renderables(self) -> Iterator[Any]:
+        with self._lock:
+            self._poll()
+            yield from super().get_renderables()
+
+    def _poll(self) -> None:
         running = 0.0
-        for bar, task in list(self.of_task.values()):
+        for bar, task in self.of_task.values():
             line = self.store.last_metric(task.trajectory.id)
             if line and task.start <= line["step"] <= task.step:
                 done = line["step"] - task.start
@@ -188,7 +203,6 @@ class _Bars(Progress):
         if self.whole is not None:
             done, note = self.flops_done + running, f"{self.ended}/{self.count} tasks"
             self.update(self.whole, completed=done, note=note)
-        yield from super().get_renderables()
 
 
 def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:

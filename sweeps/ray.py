@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from sweeps.outcome import Order, Outcome, Result
 from sweeps.worker import WorkerOptions, perform
 
+START_S = 30.0  # a worker that imports torch answers in about 5 s
 PROBE_S = 5.0  # ray.init hangs for minutes on an address where nobody listens
 
 
@@ -44,8 +45,26 @@ class RayExecutor:
         self._init_ray(address)
         self._idle: list[Any] = []
         self._running: dict[Any, tuple[Any, Order]] = {}
-        self._idle = [self._start_worker() for _ in range(slots)]
-        self._check_shared_files()
+
+    def start(self) -> None:
+        """Makes the workers, unless they are there already, each of which has answered and seen the store."""
+        if self._idle or self._running:
+            return
+        workers = [self._start_worker() for _ in range(self.slots)]
+        path = str(Path(self._options.store) / "store.json")
+        try:
+            seen = ray.get([worker.sees.remote(path) for worker in workers], timeout=START_S)
+        except GetTimeoutError:
+            raise ValueError(
+                f"launch.workers={self.slots}: the cluster had no room for all of them in {START_S:.0f} s; "
+                "wait for others to end, or lower launch.workers"
+            ) from None
+        if not all(seen):
+            raise ValueError(
+                f"launch.store={self._options.store} is not visible on every node of the cluster; "
+                "put it on a file system that all nodes share"
+            )
+        self._idle = workers
 
     def submit(self, order: Order) -> None:
         worker = self._idle.pop()
@@ -102,15 +121,6 @@ class RayExecutor:
                     f"launch.workers={self.slots} with {each:g} {name} each need {each * self.slots:g}, "
                     f"and the cluster has {have.get(name, 0):g}; lower launch.workers"
                 )
-
-    def _check_shared_files(self) -> None:
-        seen = ray.get([worker.sees.remote(self._options.alive) for worker in self._idle])
-        if not all(seen):
-            ray.shutdown()
-            raise ValueError(
-                f"launch.store={self._options.store} is not visible on every node of the cluster; "
-                "put it on a file system that all nodes share"
-            )
 
 
 def _probe(address: str) -> None:

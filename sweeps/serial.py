@@ -15,6 +15,9 @@ class SerialExecutor:
         self._options, self._orders = options, deque[Order]()
         torch.set_num_threads(options.threads)
 
+    def start(self) -> None:
+        pass
+
     def submit(self, order: Order) -> None:
         self._orders.append(order)
 

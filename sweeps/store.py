@@ -32,11 +32,22 @@ class Store:
         self._scanned = 0
         self._folders: dict[str, Path] = {}
         self._trajectories: dict[str, Trajectory] = {}
-        version = self.root / "store.json"
-        if version.exists() and read_json(version)["version"] > VERSION:
+        self._check()
+
+    def _check(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise ValueError(f"launch.store={self.root} is a file; choose a folder")
+        path = self.root / "store.json"
+        if not path.exists():
+            return
+        try:
+            version = int(read_json(path)["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"launch.store={self.root}: {path.name} is not a store's: {error}") from error
+        if version > VERSION:
             raise ValueError(
-                f"launch.store={self.root} has store version {read_json(version)['version']}, newer than the "
-                f"{VERSION} this release reads; update Regrow, or choose another store"
+                f"launch.store={self.root} has store version {version}, newer than the {VERSION} that this "
+                "release reads; update Regrow, or choose another store"
             )
 
     def prepare(self) -> None:
@@ -57,11 +68,12 @@ class Store:
             self._scan_if_changed()
         return self._folders.get(trajectory_id)
 
-    def add(self, trajectory: Trajectory) -> None:
-        """Records a trajectory and its ancestors; what is recorded already stays as it is."""
+    def add(self, *trajectories: Trajectory) -> None:
+        """Records trajectories and their ancestors; what is recorded already stays as it is."""
         with FileLock(self.root / "trajectories" / ".lock"):
             self._scan()
-            self._add(trajectory)
+            for trajectory in trajectories:
+                self._add(trajectory)
 
     def _add(self, trajectory: Trajectory) -> None:
         if trajectory.parent is not None:
@@ -84,7 +96,7 @@ class Store:
         """Planning asks for thousands of trajectories that are not there: one stat each, not one listing."""
         try:
             changed = os.stat(self._trajectories_path).st_mtime_ns
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         if changed != self._scanned:
             self._scan()

@@ -10,12 +10,13 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from moe.data import open_data
 from sweeps.cell import Cell, data_json, resolve, row, unique_tokens
 from sweeps.config import PlanMode, SweepConfig, TrackingKind, parse_sweep
-from sweeps.execute import Execution, Status, execute
+from sweeps.execute import Execution, Executor, Status, execute
 from sweeps.executors import Executors
 from sweeps.plan import Plan, make_plan
 from sweeps.progress import View
@@ -48,15 +49,20 @@ class StudyResult:
     planned_only: bool = False
 
 
-def run_study(mappings: list[dict[str, Any]], executors: Executors | None = None) -> StudyResult:
+def run_study(
+    mappings: list[dict[str, Any]], executors: Executors | None = None, *, whole_grid: bool = True
+) -> StudyResult:
     """Runs the cells of resolved configurations; what is stored is not run again.
 
-    Raises Refused, with nothing written, when any of them is wrong.
+    Raises Refused, with nothing written, when any of them is wrong; also when all of a whole grid's cells
+    turn out to be one (a sweeper that asks batch by batch may repeat itself).
     """
     try:
         with warnings.catch_warnings(record=True) as caught:  # of the corpus, say: bytes that are not text
             warnings.simplefilter("always", UserWarning)
             config, store, plan = plan_study(mappings)
+        if whole_grid:
+            _check_collapse(plan)
     except ValueError as error:
         raise Refused(str(error)) from error
     study = _Study(config, plan, store, executors)
@@ -79,7 +85,6 @@ def plan_study(mappings: list[dict[str, Any]]) -> tuple[SweepConfig, Store, Plan
         _check_together(configs)
         store = Store(configs[0].launch.store)
         plan = make_plan([resolve(config) for config in configs], store)
-        _check_collapse(plan)
         return configs[0], store, plan
     finally:
         if collecting:
@@ -99,29 +104,39 @@ class _Study:
 
     def run(self) -> StudyResult:
         try:
-            self.store.prepare()
-            for trajectory in self.plan.trajectories.values():
-                self.store.add(trajectory)
-        except ValueError as error:
-            raise Refused(str(error)) from error
-        self._write()
-        stopping = False
-        try:
-            if self.plan.tasks:
-                with self._stop_on_signal() as is_stopping:
-                    self._execute(is_stopping)
-                    stopping = is_stopping()
+            with self._stop_on_signal() as is_stopping:
+                executor = self._executor()
+                try:
+                    self._execute(executor, is_stopping)
+                finally:
+                    self._write(summary=True)
+                stopped = is_stopping()
         finally:
-            self._write(summary=True)
             if self.own_executors:
                 self.executors.close()
-        self._track()
-        return self._finish(stopping)
+        return self._finish(stopped)
 
-    def _execute(self, is_stopping: Callable[[], bool]) -> None:
-        executor = self.executors.get(self.config, self._probe())
+    def _executor(self) -> Executor | None:
+        """The executor, if there is work for one, and then the store's folders: the last place to refuse."""
+        try:
+            executor = self.executors.get(self.config.launch) if self.plan.tasks else None
+            self.store.prepare()
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        self.store.add(*self.plan.trajectories.values())
+        self._write()
+        return executor
+
+    def _execute(self, executor: Executor | None, is_stopping: Callable[[], bool]) -> None:
+        if executor is None:
+            return
+        if not is_stopping():
+            try:
+                self.executors.start()
+            except ValueError as error:
+                raise Refused(str(error)) from error
         for _ in range(REPLANS):
-            with self.view.running(self.plan, self.config.launch) as observe:
+            with self.view.running(self.plan) as observe:
                 execution = execute(
                     self.plan,
                     executor,
@@ -136,10 +151,6 @@ class _Study:
             if Status.LOST not in execution.status.values() or execution.stopped:
                 return
             self.plan = make_plan(self.plan.requested, self.store)
-
-    def _probe(self) -> tuple[str, int, int]:
-        evaluate = self.config.evaluate
-        return self.plan.requested[0].probe_eval_id, evaluate.probe_items, evaluate.probe_every
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[Callable[[], bool]]:
@@ -163,10 +174,10 @@ class _Study:
 
     def _write(self, summary: bool = False) -> None:
         requested = {cell.id for cell in self.plan.requested}
-        corpus = open_data(json.loads(data_json(self.config.data)), self.config.corpus).unique_tokens
         rows = []
         for cell in self.plan.cells.values():
             facts = row(cell, cell.id in requested)
+            corpus = _corpus_tokens(data_json(cell.config.data), cell.config.corpus)
             facts["unique_tokens"] = unique_tokens(facts["path"], corpus)
             facts["epochs"] = facts["tokens"] / corpus if corpus else None
             facts["status"] = self._status(cell)
@@ -220,17 +231,22 @@ class _Study:
     # -- the end -----------------------------------------------------------------------------------------
 
     def _track(self) -> None:
-        if self.config.tracking.name is TrackingKind.WANDB:
-            from sweeps.tracking import publish
+        if self.config.tracking.name is not TrackingKind.WANDB:
+            return
+        from sweeps.tracking import publish
 
+        try:
             publish(self.store, self.config.study_name, self.config.tracking)
+        except Exception as error:  # the results are stored; a mirror may break in any way it likes
+            self.view.show_warnings([f"Weights & Biases: {error}; run the same command to publish again"])
 
     def _finish(self, stopping: bool) -> StudyResult:
         results = [self._result(cell) for cell in self.plan.requested]
         statuses = Counter(self._status(cell) for cell in self.plan.cells.values())
         by_id = {result.cell_id: result for result in results}
         self.view.show_end(self.plan, self.execution, statuses, by_id, self._planned_flops(), stopping)
-        failed = statuses["failed"] + statuses["blocked"]
+        self._track()
+        failed = len(self.plan.cells) - statuses["done"] - statuses["diverged"]
         return StudyResult(cells=results, exit_code=130 if stopping else 1 if failed else 0)
 
     def _result(self, cell: Cell) -> CellResult:
@@ -242,6 +258,11 @@ class _Study:
         return CellResult(cell_id=cell.id, status=status, final_acc=None, message=message)
 
 
+@lru_cache(maxsize=16)
+def _corpus_tokens(identity: str, corpus: str | None) -> int | None:
+    return open_data(json.loads(identity), corpus).unique_tokens
+
+
 def final_acc(store: Store, cell: Cell) -> float:
     trajectory_id, step = cell.leaf.key
     lines = store.evals(trajectory_id)
@@ -249,7 +270,7 @@ def final_acc(store: Store, cell: Cell) -> float:
 
 
 def _check_together(configs: list[SweepConfig]) -> None:
-    """One study has one store, one way to run and one corpus."""
+    """One study has one name, one store and one way to run."""
     first = configs[0]
     for config in configs[1:]:
         for section in ("study_name", "launch", "tracking", "plan"):

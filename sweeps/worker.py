@@ -5,7 +5,9 @@ reads from the store.
 """
 
 import contextlib
+import math
 import os
+import shutil
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 
 from moe import flops
-from moe.checkpoint import CorruptState, State, load_state, save_state
+from moe.checkpoint import CorruptState, State, load_state, promote_state, save_state
 from moe.data import Data, open_data
 from moe.evaluate import evaluate
 from moe.files import append_lines, keep_lines, read_json, write_json
@@ -29,16 +31,14 @@ FLUSH_S = 0.5  # metrics reach the disk, and with it the live view, this often
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerOptions:
-    """HOW, for every task of one run. `probe` is (eval_id, items per family, steps between probes)."""
+    """HOW, for every task of one run."""
 
     store: str
     device: str
     threads: int
     keep_every: int
     checkpoint_s: float
-    probe: tuple[str, int, int]
     alive: str
-    corpus: str | None
     git_commit: str | None
 
 
@@ -50,7 +50,6 @@ class Stopped(Exception):
 class _Journal:
     """Counts of one attempt at a task."""
 
-    start: int = 0
     trained_steps: int = 0
     warnings: list[str] = field(default_factory=list)
 
@@ -110,17 +109,19 @@ class _Task:
         )
         self.trajectory = store.load(order.trajectory_id)
         identity = self.trajectory.root.identity
-        self.data: Data = open_data(identity["data"], options.corpus)
+        self.data: Data = open_data(identity["data"], order.reading.corpus)
         self.pending: list[dict[str, Any]] = []
         self.transient: int | None = None  # a checkpoint that the next stored state replaces
+        self.rewinds = False  # a later state is stored: its lines stand, this one only derives a state
 
     def run(self) -> None:
+        self._sweep_up()
         state = self._starting_state()
-        self.journal.start = state.step
-        if not self.order.rewind:
-            self._forget_beyond(state.step)
         trainer = self._trainer(state)
         if state.step < self.order.step:
+            self.rewinds = any(step > state.step for step in self.store.stored_steps(self.trajectory.id))
+            if not self.rewinds:
+                self._forget_beyond(state.step)
             try:
                 self._train(trainer)
             finally:
@@ -128,8 +129,15 @@ class _Task:
         if not self._is_stored(self.order.step):
             self._save(trainer)
         elif self._is_transient(self.order.step):
-            self._save(trainer)  # the same bytes again, now to stay
+            promote_state(self.store.state_folder(self.trajectory.id, self.order.step))
         self._evaluate_suites(trainer)
+
+    def _sweep_up(self) -> None:
+        """Under the lock whatever is half written is a dead process's: drafts, and a line cut short."""
+        for draft in [*self.folder.glob(".*.draft"), *self.folder.glob("states/.*.draft")]:
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        for name in ("metrics.jsonl", "evals.jsonl"):
+            keep_lines(self.folder / name, lambda line: True)
 
     # -- where to start ----------------------------------------------------------------------------------
 
@@ -143,7 +151,7 @@ class _Task:
             except CorruptState as corrupt:
                 self._set_aside(folder, corrupt)
                 continue
-            if self._is_transient(step) and not self.order.rewind:
+            if self._is_transient(step):
                 self.transient = step
             return state
         parent = self.trajectory.parent
@@ -180,8 +188,6 @@ class _Task:
 
         A full evaluation was made of a state that was stored whole, so it stays even if that state is gone.
         """
-        if any(other > step for other in self.store.stored_steps(self.trajectory.id)):
-            return  # an evaluation of an earlier state: nothing is trained again
         keep_lines(self.folder / "metrics.jsonl", lambda line: line["step"] <= step)
         keep_lines(self.folder / "evals.jsonl", lambda line: line["step"] <= step or line["suite"] == "full")
 
@@ -205,7 +211,7 @@ class _Task:
 
     def _train(self, trainer: Trainer) -> None:
         saved = flushed = time.monotonic()
-        compare = self._stored_losses() if self.order.rewind else None
+        compare = self._stored_losses() if self.rewinds else None
         for line in trainer.steps(self.order.step):
             self.journal.trained_steps += 1
             if compare is not None:
@@ -234,10 +240,10 @@ class _Task:
         return self.trajectory.parent is None and step % self.options.keep_every == 0
 
     def _probe(self, trainer: Trainer) -> None:
-        eval_id, items, every = self.options.probe
-        if trainer.step % every == 0:
+        reading = self.order.reading
+        if trainer.step % reading.probe_every == 0:
             self._flush()
-            self._evaluate(trainer, eval_id, items, "probe")
+            self._evaluate(trainer, reading.probe_eval_id, reading.probe_items, "probe")
 
     def _stored_losses(self) -> dict[int, float]:
         return {line["step"]: line["loss"] for line in self.store.metrics(self.trajectory.id)}
@@ -313,6 +319,8 @@ class _Task:
     def _evaluate(self, trainer: Trainer, eval_id: str, items: int, suite: str) -> None:
         seq_len = self.trajectory.train.seq_len
         scores = evaluate(trainer.model, self.data, items, seq_len=seq_len, device=self.options.device)
+        if not math.isfinite(scores["loss"]):
+            raise Diverged(trainer.step, scores["loss"], "the held-out loss is not finite")
         line = {"step": trainer.step, "eval_id": eval_id, "suite": suite, **scores}
         append_lines(self.folder / "evals.jsonl", [line])
 

@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
 from sweeps.cell import resolve
 from sweeps.config import parse_sweep
@@ -15,7 +18,7 @@ from sweeps.executors import Executors
 from sweeps.outcome import Outcome, Result
 from sweeps.plan import make_plan
 from sweeps.store import Busy, Store
-from sweeps.study import run_study
+from sweeps.study import Refused, run_study
 
 
 def mappings(root: str, executor: str, **fields):
@@ -61,7 +64,7 @@ def test_a_rerun_trains_nothing_and_starts_no_executor(kind, request):
     before = science(root)
 
     class Refusing(Executors):
-        def get(self, config, probe):
+        def get(self, launch):
             raise AssertionError("an executor was started for nothing")
 
     again = run_study(mappings(str(root), kind), Refusing())
@@ -114,6 +117,9 @@ class Scripted:
     """An executor that answers as it is told, one order at a time."""
 
     slots = 2
+
+    def start(self):
+        pass
 
     def __init__(self, answers):
         self.answers, self.orders, self.seen = answers, [], []
@@ -204,8 +210,58 @@ def test_a_store_with_a_corrupt_state_that_is_needed_derives_it_again(tmp_path):
     assert any("set aside" in warning for warning in Store(root).study("adhoc")["summary"]["warnings"])
 
 
-def test_two_drivers_never_write_one_trajectory_at_once(tmp_path):
-    """A trajectory held by another process is waited for without being touched."""
+TWO_DRIVERS = """
+import sys
+sys.path.insert(0, {tests!r})
+import tiny
+from sweeps.study import Refused, run_study
+fields = dict(launch__store={root!r}, trunk__steps=300, controls=[])
+sys.exit(run_study([tiny.mapping(growth__step={step}, study_name="s{step}", **fields)]).exit_code)
+"""
+
+
+def test_two_drivers_on_one_store_train_nothing_twice(tmp_path):
+    root, tests = str(tmp_path / "store"), str(Path(__file__).parent)
+    scripts = [TWO_DRIVERS.format(tests=tests, root=root, step=step) for step in (300, 100)]
+    drivers = [subprocess.Popen([sys.executable, "-c", script]) for script in scripts]
+    assert [driver.wait(timeout=100) for driver in drivers] == [0, 0]
+    store = Store(root)
+    assert [line["step"] for line in store.metrics(tiny.cell().trunk.id)] == list(range(1, 301))
+    assert {100, 300} <= set(store.stored_steps(tiny.cell().trunk.id))
+
+
+def test_cells_of_two_languages_are_each_probed_with_their_own_suite(tmp_path):
+    root = str(tmp_path / "store")
+    fields = {"launch__store": root, "controls": []}
+    result = run_study([tiny.mapping(data__world_seed=seed, **fields) for seed in (0, 1)])
+    assert [cell.status for cell in result.cells] == ["done", "done"]
+    store = Store(root)
+    for row in store.study("adhoc")["cells"]["cells"]:
+        probed = {line["eval_id"] for line in store.evals(row["trunk_id"]) if line["suite"] == "probe"}
+        assert probed == {row["probe_eval_id"]}
+
+
+def test_a_sweeper_that_asks_in_batches_may_repeat_itself(tmp_path):
+    twice = mappings(str(tmp_path / "store"), "serial", controls=[])[:1] * 2
+    with pytest.raises(Refused, match="the 2 requested cells are all one"):
+        run_study(twice)
+    assert run_study(twice, whole_grid=False).exit_code == 0
+
+
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("launch__address", "127.0.0.1:1", "nobody answers there"),
+    ("launch__device", "cuda", "torch finds no GPU"),
+    ("launch__gpus_per_run", 0.5, "runs go to the CPU here"),
+])  # fmt: skip
+def test_a_machine_that_is_not_there_is_refused_before_anything_is_written(tmp_path, field, value, words):
+    if field != "launch__address" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(Refused, match=words):
+        run_study(mappings(str(tmp_path / "store"), "ray", **{field: value}))
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_locked_trajectory_is_busy_for_others(tmp_path):
     root = str(tmp_path / "store")
     store, trunk = Store(root), tiny.cell().trunk
     store.prepare()

@@ -104,6 +104,17 @@ def test_noise_has_the_stated_scale():
     assert noise.std().item() == pytest.approx(0.01 * weights[name].std().item(), rel=0.02)
 
 
+def test_sigma_is_that_of_the_matrix_that_is_copied(source):
+    """An expert ten times as large gets ten times the noise; so does a gate beside its up projection."""
+    config, weights = source
+    name = "layers.0.moe.experts.w_in_EGD"
+    weights[name][1] *= 10
+    weights[name][2, :8] *= 10  # the gate half
+    noise = grow_weights(config, wide(0.01, seed=0), weights)[name][4:] - weights[name]
+    assert noise[1].std() / noise[0].std() == pytest.approx(10, rel=0.3)
+    assert noise[2, :8].std() / noise[2, 8:].std() == pytest.approx(10, rel=0.3)
+
+
 def test_noise_is_the_same_for_the_same_seed_and_tensor(source):
     config, weights = source
     backwards = dict(reversed(weights.items()))

@@ -12,7 +12,7 @@ from sweeps.config import BudgetConfig, GrowthConfig, LaunchConfig, TrackingConf
 
 # Another legal value for each field. A field that is missing here fails its test: decide what it is.
 MODEL = {
-    "vocab_size": 500,
+    "vocab_size": 600,
     "num_layers": 3,
     "hidden_size": 24,
     "num_heads": 4,

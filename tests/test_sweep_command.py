@@ -101,7 +101,7 @@ def test_a_misspelt_key_is_refused_by_hydra(tmp_path):
 
 
 def test_a_failure_is_exit_code_1_and_named(tmp_path):
-    """A file where a folder must be: the trunk's attempts cannot be written."""
+    """Every attempt at the trunk raises; the table names it and how to try again."""
     program = str(tiny.ROOT / "sweep.py")
     code = f"""
 import runpy, sys
@@ -148,6 +148,9 @@ def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch):
     assert len(store.metrics(trunk)) == step
     assert "To go on: python" in out
     assert not list((tmp_path / "store" / "drivers").iterdir())
+    again = sweep(tmp_path, f"growth.step={step + 8}", "trunk.steps=4000", "controls=[]")
+    assert again.returncode == 0, again.stderr
+    assert [line["step"] for line in store.metrics(trunk)] == list(range(1, step + 9))
 
 
 SEE = """

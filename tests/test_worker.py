@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from moe.files import read_json
-from sweeps.outcome import Order, Result
+from sweeps.outcome import Order, Reading, Result
 from sweeps.store import Store
 from sweeps.study import Refused, run_study
 from sweeps.worker import WorkerOptions, perform
@@ -25,12 +25,20 @@ def make_options(root: str, alive: Path, **more) -> WorkerOptions:
         "threads": 1,
         "keep_every": 1000,
         "checkpoint_s": 1e9,
-        "probe": ("probe", 8, 4),
         "alive": str(alive),
-        "corpus": None,
         "git_commit": None,
     }
     return WorkerOptions(**{**settings, **more})
+
+
+def order(trajectory, step, evaluations=()) -> Order:
+    return Order(
+        task_id=f"{trajectory.id}@{step}",
+        trajectory_id=trajectory.id,
+        step=step,
+        evaluations=tuple(evaluations),
+        reading=Reading(probe_eval_id="probe", probe_items=8, probe_every=4, corpus=None),
+    )
 
 
 @pytest.fixture
@@ -40,15 +48,10 @@ def trunk(store_root, tmp_path):
     store.prepare()
     store.add(trajectory)
 
-    def do(step, evaluations=(), rewind=False, **more):
-        order = Order(
-            task_id=f"{trajectory.id}@{step}",
-            trajectory_id=trajectory.id,
-            step=step,
-            evaluations=tuple(evaluations),
-            rewind=rewind,
+    def do(step, evaluations=(), **more):
+        return perform(
+            order(trajectory, step, evaluations), make_options(store_root, tmp_path / "alive", **more)
         )
-        return perform(order, make_options(store_root, tmp_path / "alive", **more))
 
     return store, trajectory, do
 
@@ -80,10 +83,7 @@ def test_a_stopped_task_saves_and_goes_on_bit_for_bit(trunk, tmp_path):
     store.add(trajectory)
     missing = make_options(str(store.root), tmp_path / "other")
     Path(missing.alive).unlink()
-    order = Order(
-        task_id="t", trajectory_id=trajectory.id, step=9, evaluations=(("suite", 16),), rewind=False
-    )
-    assert perform(order, missing).result is Result.STOPPED
+    assert perform(order(trajectory, 9, [("suite", 16)]), missing).result is Result.STOPPED
     assert store.stored_steps(trajectory.id) == [1]
     assert do(9, [("suite", 16)]).result is Result.DONE
     assert science(store.folder(trajectory.id)) == whole  # the checkpoint at 1 is gone, too
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_becomes_a_tap_stays(trunk, tmp_path):
     store, trajectory, do = trunk
     stop = make_options(str(store.root), tmp_path / "gone")
     Path(stop.alive).unlink()
-    perform(Order(task_id="t", trajectory_id=trajectory.id, step=9, evaluations=(), rewind=False), stop)
+    perform(order(trajectory, 9), stop)
     do(1, [("suite", 16)])
     do(3)
     assert store.stored_steps(trajectory.id) == [1, 3]
@@ -117,7 +117,7 @@ def test_a_rewind_writes_its_state_and_nothing_else_and_sees_the_same_losses(tru
     do(2)
     do(8)
     before = (store.folder(trajectory.id) / "metrics.jsonl").read_bytes()
-    outcome = do(5, rewind=True)
+    outcome = do(5)
     assert (outcome.result, outcome.warnings) == (Result.DONE, ())
     assert outcome.trained_flops == pytest.approx(3 * trajectory.flops_per_step)
     assert store.stored_steps(trajectory.id) == [2, 5, 8]
@@ -130,7 +130,7 @@ def test_a_rewind_that_sees_other_losses_says_so(trunk):
     do(8)
     path = store.folder(trajectory.id) / "metrics.jsonl"
     path.write_text(path.read_text().replace('"loss":', '"loss":1'))
-    assert "at step 3" in do(5, rewind=True).warnings[0]
+    assert "at step 3" in do(5).warnings[0]
 
 
 def test_a_corrupt_state_is_set_aside_and_derived_again(trunk):
@@ -173,10 +173,63 @@ def test_a_diverged_trajectory_is_a_result_that_is_kept(store_root, tmp_path):
     store, trajectory = Store(store_root), tiny.cell(train__lr=1e6).trunk
     store.prepare()
     store.add(trajectory)
-    order = Order(task_id="t", trajectory_id=trajectory.id, step=16, evaluations=(), rewind=False)
-    assert perform(order, make_options(store_root, tmp_path / "alive")).result is Result.DIVERGED
+    assert (
+        perform(order(trajectory, 16), make_options(store_root, tmp_path / "alive")).result is Result.DIVERGED
+    )
     assert 1 <= store.diverged(trajectory.id) <= 16
     assert store.metrics(trajectory.id)  # what was seen before it is kept
+
+
+def test_a_state_below_the_last_is_derived_without_a_second_set_of_lines(trunk):
+    """Whatever the plan thought: what is stored when the task runs decides."""
+    store, trajectory, do = trunk
+    for step in (3, 6, 9):
+        do(step)
+    whole = science(store.folder(trajectory.id))
+    model = store.state_folder(trajectory.id, 6) / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-8] + b"harmed!!")
+    do(6, [("suite", 16)])
+    again = science(store.folder(trajectory.id))
+    assert again["states/step_00000006/model.safetensors"] == whole["states/step_00000006/model.safetensors"]
+    assert again["metrics.jsonl"] == whole["metrics.jsonl"]
+    assert [line["step"] for line in store.evals(trajectory.id)] == [4, 8, 6]
+
+
+def test_an_evaluation_alone_cuts_nothing(trunk):
+    store, trajectory, do = trunk
+    do(3)
+    path = store.folder(trajectory.id) / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"step":4,"loss":9.0}\n')  # of a run that diverged later
+    do(3, [("suite", 16)])
+    assert [line["step"] for line in store.metrics(trajectory.id)] == [1, 2, 3, 4]
+
+
+def test_a_line_cut_short_is_dropped_before_anything_is_added(trunk):
+    store, trajectory, do = trunk
+    do(3)
+    for name in ("metrics.jsonl", "evals.jsonl"):
+        with (store.folder(trajectory.id) / name).open("a") as file:
+            file.write('{"step":4,"eval_id":"su')
+    do(3, [("suite", 16)])
+    assert store.evaluated(trajectory.id) == {(3, "suite")}
+    assert len(store.metrics(trajectory.id)) == 3
+
+
+def test_drafts_of_the_dead_are_swept_up(trunk):
+    store, trajectory, do = trunk
+    draft = store.folder(trajectory.id) / "states" / ".step_00000003.99999.draft"
+    draft.mkdir()
+    (draft / "model.safetensors").write_bytes(b"half")
+    do(3)
+    assert not list(store.folder(trajectory.id).glob("**/*.draft"))
+
+
+def test_an_infinite_gradient_is_diverged_and_not_a_failure(store_root, tmp_path):
+    store, trajectory = Store(store_root), tiny.cell(train__lr=1e38).trunk
+    store.prepare()
+    store.add(trajectory)
+    outcome = perform(order(trajectory, 16, [("suite", 16)]), make_options(store_root, tmp_path / "alive"))
+    assert outcome.result is Result.DIVERGED
 
 
 KILLED = """
@@ -186,19 +239,21 @@ import tiny
 from sweeps.study import run_study
 import moe.checkpoint, sweeps.worker
 count = 0
-def save(*args, **kwargs):
+{kind} = sweeps.worker.{kind}
+def counted(*args, **kwargs):
     global count
     count += 1
     if count == {at}:
         {how}
-    moe.checkpoint.save_state(*args, **kwargs)
-sweeps.worker.save_state = save
+    return {kind}(*args, **kwargs)
+sweeps.worker.{kind} = counted
 run_study([tiny.mapping(launch__store={root!r}, controls=["continued"])])
 """
 
 
-@pytest.mark.parametrize("at", [1, 3, 5])
-def test_a_killed_run_leaves_no_half_state_and_the_rerun_ends_with_the_same_bytes(tmp_path, at):
+@pytest.mark.parametrize(("kind", "at"), [("save_state", 2), ("evaluate", 3), ("append_lines", 9)])
+def test_a_killed_run_leaves_no_half_state_and_the_rerun_ends_with_the_same_bytes(tmp_path, kind, at):
+    """Killed before a state is written, between a state and its evaluation, and between two lines."""
     mapping = tiny.mapping(controls=["continued"])
     calm, killed = (
         {**mapping, "launch": {**mapping["launch"], "store": str(tmp_path / name)}}
@@ -209,6 +264,7 @@ def test_a_killed_run_leaves_no_half_state_and_the_rerun_ends_with_the_same_byte
         tests=str(Path(__file__).parent),
         root=str(tmp_path / "killed"),
         at=at,
+        kind=kind,
         how="os.kill(os.getpid(), signal.SIGKILL)",
     )
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == -9

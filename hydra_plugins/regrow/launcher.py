@@ -25,6 +25,7 @@ class RegrowLauncher(Launcher):
     def __init__(self) -> None:
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
+        self.whole_grid = False  # a sweeper that asks for all cells at once says so
         self._mappings: list[dict[str, Any]] = []
         self._executors: Any = None
 
@@ -42,7 +43,7 @@ class RegrowLauncher(Launcher):
         configs = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         self._mappings += [_mapping(config) for config in configs]
         try:
-            result = run_study(self._mappings, self._executors)
+            result = run_study(self._mappings, self._executors, whole_grid=self.whole_grid)
         except Refused as refused:
             print(f"refused: {refused}", file=sys.stderr)
             sys.exit(2)

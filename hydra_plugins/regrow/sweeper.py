@@ -13,8 +13,10 @@ class RegrowSweeper(BasicSweeper):
     """The product of all swept values, as `-m` and `hydra.sweeper.params` ask for it."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from hydra_plugins.regrow.launcher import CellFailed
+        from hydra_plugins.regrow.launcher import CellFailed, RegrowLauncher
 
+        if isinstance(self.launcher, RegrowLauncher):
+            self.launcher.whole_grid = self.max_batch_size is None
         for override in OverridesParser.create().parse_overrides(arguments):
             if override.key_or_group == "study" and override.is_sweep_override():
                 print("refused: study cannot be swept; run one study at a time", file=sys.stderr)
