@@ -6,11 +6,12 @@ starts from. What is stored is not planned again.
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from moe import flops
-from sweeps.cell import Cell, all_cells
+from moe.config import Schedule
+from sweeps.cell import Cell, all_cells, resolve
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Trajectory
 
@@ -63,6 +64,7 @@ class Plan:
     diverged: set[StateKey]
     flops_naive: float
     flops_shared: float
+    flops_lost_to_cosine: float
     remaining_flops: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -107,7 +109,6 @@ def make_plan(requested: Iterable[Cell], store: Stored) -> Plan:
     taps, trajectories, readings = _taps(cells.values())
     planner = _Planner(store, taps, trajectories, readings)
     planner.plan()
-    horizons = {trajectory_id: max(steps) for trajectory_id, steps in taps.items()}
     plan = Plan(
         requested=requested,
         cells=cells,
@@ -116,11 +117,29 @@ def make_plan(requested: Iterable[Cell], store: Stored) -> Plan:
         cached_tasks=planner.cached,
         diverged=planner.diverged,
         flops_naive=sum(cell.leaf.flops for cell in cells.values()),
-        flops_shared=sum(trajectories[id].flops_per_step * horizon for id, horizon in horizons.items()),
+        flops_shared=_shared_flops(taps, trajectories),
+        flops_lost_to_cosine=_lost_to_cosine(requested, _shared_flops(taps, trajectories)),
     )
     order = {trajectory_id: place for place, trajectory_id in enumerate(trajectories)}
     plan.remaining_flops.update(_remaining(planner.tasks, order))
     return plan
+
+
+def _shared_flops(taps: "Taps", trajectories: dict[str, Trajectory]) -> float:
+    """FLOPs from an empty store: every trajectory once, up to its last tap."""
+    return sum(trajectories[id].flops_per_step * max(steps) for id, steps in taps.items())
+
+
+def _lost_to_cosine(requested: list[Cell], shared_flops: float) -> float:
+    """What the same cells would save with a constant rate: a cosine's horizon is part of its identity."""
+    if all(cell.config.train.schedule is not Schedule.COSINE for cell in requested):
+        return 0.0
+    constant = []
+    for cell in requested:
+        train = replace(cell.config.train, schedule=Schedule.CONSTANT)
+        constant.append(resolve(replace(cell.config, train=train)))
+    taps, trajectories, _ = _taps(all_cells(constant).values())
+    return shared_flops - _shared_flops(taps, trajectories)
 
 
 Taps = dict[str, dict[int, dict[str, int]]]

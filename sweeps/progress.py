@@ -54,6 +54,11 @@ class View:
         if todo:
             table.add_row("expected", f"{time_text}; {_bytes(plan.disk_bytes)} of states")
         self.console.print(table)
+        if plan.flops_lost_to_cosine > 0:
+            self.console.print(
+                f"note: train.schedule=cosine gives each horizon a trunk of its own; constant would share "
+                f"{plan.flops_lost_to_cosine:.3g} FLOPs more"
+            )
         for note in _collapse_notes(plan):
             self.console.print(f"note: {note}")
 

@@ -17,8 +17,8 @@ from sweeps.trajectory import Kind, Trajectory
 def publish(store: Store, study: str, tracking: TrackingConfig) -> int:
     """Mirrors every trajectory of a study; returns how many had something new.
 
-    A run's id is the trajectory's, its group the trunk's, and what was published is remembered beside the
-    trajectory: publishing again adds only new lines.
+    A run's id is the trajectory's, its group the trunk's. What was published is remembered beside the
+    trajectory, so publishing again adds only what is new, late evaluations of early states included.
     """
     cells = store.study(study)["cells"]["cells"]
     trunks = {part["trajectory_id"]: row["trunk_id"] for row in cells for part in row["path"]}
@@ -31,9 +31,10 @@ def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, track
     record_path = folder / "wandb.json"
     record = read_json(record_path) if record_path.exists() else {}
     key = f"{tracking.mode}/{tracking.project}"
-    seen = record.get(key, {"step": -1, "studies": []})
-    lines = [line for line in _merged(store, trajectory_id) if line["step"] > seen["step"]]
-    if not lines and study in seen["studies"]:
+    seen = record.get(key, {"step": 0, "evals": [], "studies": []})
+    metrics = [line for line in store.metrics(trajectory_id) if line["step"] > seen["step"]]
+    evals = [line for line in store.evals(trajectory_id) if _address(line) not in seen["evals"]]
+    if not metrics and not evals and study in seen["studies"]:
         return False
     trajectory = store.load(trajectory_id)
     studies = sorted({*seen["studies"], study})
@@ -50,23 +51,29 @@ def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, track
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
     )
-    for line in lines:
-        run.log(line, step=line["step"])
+    run.define_metric("*", step_metric="step")
+    run.define_metric("eval/*", step_metric="eval/step")
+    for line in metrics:
+        run.log(_flat(line))
+    for line in evals:
+        run.log(_scores(line))
     run.finish()
-    last = lines[-1]["step"] if lines else seen["step"]
-    write_json(record_path, {**record, key: {"step": last, "studies": studies}})
+    last = metrics[-1]["step"] if metrics else seen["step"]
+    known = seen["evals"] + [_address(line) for line in evals]
+    write_json(record_path, {**record, key: {"step": last, "evals": known, "studies": studies}})
     return True
 
 
-def _merged(store: Store, trajectory_id: str) -> list[dict[str, Any]]:
-    """One row a step: training metrics, and evaluations as eval/<suite>/<name>, in order of steps."""
-    rows = {line["step"]: _flat(line) for line in store.metrics(trajectory_id)}
-    for line in store.evals(trajectory_id):
-        row = rows.setdefault(line["step"], {"step": line["step"]})
-        names = ("acc", "acc_se", "chance", "prob_right", "loss")
-        row |= {f"eval/{line['suite']}/{name}": line[name] for name in names}
-        row |= {f"eval/{line['suite']}/acc/{family}": f["acc"] for family, f in line["families"].items()}
-    return [rows[step] for step in sorted(rows)]
+def _address(line: dict[str, Any]) -> str:
+    return f"{line['step']}/{line['eval_id']}"
+
+
+def _scores(line: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation on an axis of its own: it may come after later steps were logged."""
+    names = ("acc", "acc_se", "chance", "prob_right", "loss")
+    scores = {f"eval/{line['suite']}/{name}": line[name] for name in names}
+    families = {f"eval/{line['suite']}/acc/{family}": f["acc"] for family, f in line["families"].items()}
+    return {"eval/step": line["step"], **scores, **families}
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:

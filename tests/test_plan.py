@@ -154,6 +154,16 @@ def test_a_cosine_shares_no_trunk_between_horizons():
     assert a.stable is None
 
 
+def test_the_plan_says_how_much_sharing_a_cosine_costs():
+    cosine = grid(train__schedule="cosine", budget__decay_fraction=0.0)
+    constant = grid(budget__decay_fraction=0.0)
+    plan = make_plan(cosine, tiny.Nothing())
+    assert plan.flops_lost_to_cosine > 0
+    expected = plan.flops_shared - make_plan(constant, tiny.Nothing()).flops_shared
+    assert plan.flops_lost_to_cosine == pytest.approx(expected)
+    assert make_plan(constant, tiny.Nothing()).flops_lost_to_cosine == 0
+
+
 @pytest.mark.parametrize(("at_growth", "start", "stream", "unique"), [
     ("continue", 8, "train", "all"), ("replay", 0, "train", "trunk"), ("disjoint", 8, "disjoint", "all")
 ])  # fmt: skip

@@ -67,3 +67,16 @@ def test_an_offline_mirror_holds_the_points_of_the_store_and_publishing_again_ad
     from sweeps.tracking import publish
 
     assert publish(store, "adhoc", OFFLINE) == 0
+
+    # A new suite on stored states trains nothing and is published, though its steps lie behind the others.
+    run_study([tiny.mapping(launch__store="store", controls=[], evaluate__items=20)])
+    assert publish(store, "adhoc", OFFLINE) == 3
+    newest = max((tmp_path / "wandb").glob(f"offline-run-*-{trunk.id}"), key=lambda f: f.stat().st_mtime_ns)
+    steps = [
+        int(item.value_json)
+        for r in records(newest)
+        if r.WhichOneof("record_type") == "history"
+        for item in r.history.item
+        if (item.key or "/".join(item.nested_key)) == "eval/step"
+    ]
+    assert steps == [8]
