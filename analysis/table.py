@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import add_arms, add_replicates
+from moe.flops import chinchilla_flops
 from sweeps.store import Store
 
 CONTROLS = ("continued", "scratch_extra", "scratch_total", "sham")
@@ -117,7 +118,7 @@ def _measured(row: dict[str, Any], measures: _Measures) -> dict[str, Any]:
         out[f"chance_{family}"] = score.get("chance")
     params = row.get("trunk_activated_params")
     if params:
-        out["f_c"] = f_c = 120.0 * params**2
+        out["f_c"] = f_c = chinchilla_flops(params)
         for name in ("sunk", "extra"):
             flops = row.get(f"{name}_flops")
             out[f"{name}_f_c"] = None if flops is None else flops / f_c

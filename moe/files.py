@@ -29,13 +29,7 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` atomically by `value` as indented JSON with sorted keys; NaN is refused."""
-    text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    _replace(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -83,12 +77,16 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
     kept = b"".join(line for line in lines if keep(json.loads(line)))
     if kept != text:
-        draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-        with draft.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        _replace(path, kept)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    with draft.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
 
 
 def _fsync(path: Path) -> None:
