@@ -32,6 +32,7 @@ class Store:
         self._scanned = 0
         self._folders: dict[str, Path] = {}
         self._trajectories: dict[str, Trajectory] = {}
+        self._evals: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self._check()
 
     def _check(self) -> None:
@@ -168,7 +169,18 @@ class Store:
         return last_line(folder / "metrics.jsonl") if folder else None
 
     def evals(self, trajectory_id: str) -> list[dict[str, Any]]:
-        return self._lines(trajectory_id, "evals.jsonl")
+        """Every evaluation. Parsed again only when the file has changed: a study asks for each many times."""
+        folder = self.folder(trajectory_id)
+        if folder is None:
+            return []
+        try:
+            stat = os.stat(f"{folder}/evals.jsonl")
+        except FileNotFoundError:
+            return []
+        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if self._evals.get(trajectory_id, (None, []))[0] != seen:
+            self._evals[trajectory_id] = (seen, self._lines(trajectory_id, "evals.jsonl"))
+        return self._evals[trajectory_id][1]
 
     def evaluated(self, trajectory_id: str) -> set[tuple[int, str]]:
         """(step, eval_id) of every evaluation that is stored."""

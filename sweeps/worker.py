@@ -100,13 +100,8 @@ def _attempt(
 
 class _Task:
     def __init__(self, order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal):
-        self.order, self.options, self.store, self.folder, self.journal = (
-            order,
-            options,
-            store,
-            folder,
-            journal,
-        )
+        self.order, self.options, self.journal = order, options, journal
+        self.store, self.folder = store, folder
         self.trajectory = store.load(order.trajectory_id)
         identity = self.trajectory.root.identity
         self.data: Data = open_data(identity["data"], order.reading.corpus)
