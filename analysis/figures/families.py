@@ -20,6 +20,8 @@ def accuracy_by_family(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     names = [name for name in names if grown[f"final_acc_{name}"].notna().any()]
     if not names:
         return empty("No finished grown cell with task families: nothing to draw.")
+    if len(names) == 1:
+        return empty(f"{names[0]} is the only family: the first figure shows it.")
     continued = _continued(cells, grown, names)
     arms = list(dict.fromkeys(grown["arm"]))
     parts = [_means(grown[grown["arm"] == arm], name, arm) for name in names for arm in arms]
