@@ -68,6 +68,7 @@ def run_study(
     study = _Study(config, plan, store, executors)
     study.view.show_warnings([str(warning.message) for warning in caught])
     study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
+    study.view.show_warnings(_drift(config.study_name, plan, store))
     if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)
     return study.run()
@@ -286,6 +287,15 @@ def _check_collapse(plan: Plan) -> None:
             f"the {len(plan.requested)} requested cells are all one: nothing that was swept changes what is "
             "trained or measured; sweep a field that does, or ask for one cell without -m"
         )
+
+
+def _drift(study_name: str, plan: Plan, store: Store) -> list[str]:
+    """Source is no part of an id (a VERSION is raised when numerics change): say so when it has changed."""
+    summary = store.study(study_name)["summary"] if study_name in store.studies() else None
+    made, now = (summary or {}).get("git_commit"), git_commit()
+    if not plan.cached_tasks or made is None or now is None or made == now:
+        return []
+    return [f"stored results of {study_name} were made by commit {made}; the source is now {now}"]
 
 
 def _predict_s(plan: Plan, store: Store) -> float | None:

@@ -55,3 +55,11 @@ def test_the_plan_says_what_sharing_saves(monkeypatch, store_root):
 @pytest.mark.parametrize(("seconds", "words"), [(30, "about 30 s"), (240, "about 4.0 min")])
 def test_durations_are_readable(seconds, words):
     assert progress._duration(seconds) == words
+
+
+def test_results_of_another_commit_are_pointed_out(monkeypatch, store_root):
+    monkeypatch.setattr("sweeps.study.git_commit", lambda: "aaa")
+    assert "were made by commit" not in seen(monkeypatch, False, launch__store=store_root)
+    monkeypatch.setattr("sweeps.study.git_commit", lambda: "bbb")
+    text = seen(monkeypatch, False, launch__store=store_root)
+    assert "stored results of adhoc were made by commit aaa; the source is now bbb" in text

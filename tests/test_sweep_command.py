@@ -153,6 +153,35 @@ def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch):
     assert [line["step"] for line in store.metrics(trunk)] == list(range(1, step + 9))
 
 
+def test_a_driver_killed_with_its_ray_is_followed_by_a_rerun_with_the_same_bytes(tmp_path):
+    """The rerun may come while the dead driver's worker still writes: it waits its turn."""
+    args = ("-m", "growth.step=300,400", "trunk.steps=400", "controls=[continued]")
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    calm.mkdir()
+    killed.mkdir()
+    process = sweep(killed, *args, launch="ray", background=True)
+    deadline = time.monotonic() + 60
+    while not list(killed.glob("store/trajectories/*/metrics.jsonl")):
+        assert time.monotonic() < deadline, "nothing was trained"
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    for place in (killed, calm):
+        done = sweep(place, *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+    stores = [{p.relative_to(place): p.read_bytes() for p in science(place)} for place in (calm, killed)]
+    assert stores[0] == stores[1]
+    assert len(stores[0]) > 10
+
+
+def science(place):
+    """The files whose bytes must not depend on how a run went."""
+    kinds = (".jsonl", ".safetensors")
+    return [
+        p for p in place.glob("store/trajectories/*/**/*") if p.suffix in kinds and "attempts" not in p.parts
+    ]
+
+
 SEE = """
 from hydra.experimental.callback import Callback
 class See(Callback):
