@@ -10,6 +10,8 @@ _FACTORS = {
     "optimizer_state": "moments {}",
     "growth_lr": "rate {:g}",
     "at_growth": "data {}",
+    "trunk_activated_params": "N_a {:.4g}",
+    "eval_id": "evaluation {}",
     "decay_fraction": "decay {:g}",
 }
 _BUDGET_TOLERANCE = 0.10  # whole steps: two budgets meant to be equal may differ by a step of the dearer one
@@ -50,6 +52,18 @@ def _methods(grown: pd.DataFrame) -> list[str]:
         parts = [part for part in (depth, width) if part not in ("none", "")]
         names.append(" + ".join(parts) or "none")
     return names
+
+
+def standard_error(per_trunk: pd.Series, evaluation: float) -> float:
+    """Of a mean over trunks: their spread, but no less than what the `evaluation` error of one leaves.
+
+    Two trunks may agree by chance; that does not make either of them better measured.
+    """
+    n = len(per_trunk)
+    if n == 1:
+        return evaluation
+    spread = float(per_trunk.std(ddof=1))
+    return max(spread, evaluation if np.isfinite(evaluation) else 0.0) / np.sqrt(n)
 
 
 def add_replicates(table: pd.DataFrame) -> pd.DataFrame:

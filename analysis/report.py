@@ -13,6 +13,7 @@ import markupsafe
 import numpy as np
 import pandas as pd
 
+from analysis.arms import standard_error
 from analysis.claims import judge, opening, points
 from analysis.correlation import correlate
 from analysis.figures import (
@@ -97,7 +98,7 @@ def missing(cells: pd.DataFrame, stored: dict[str, Any]) -> list[str]:
     if unmeasured:
         out.append(f"{_cells(len(unmeasured))} done but without a final evaluation: {_some(unmeasured)}.")
     grown = done[done["kind"] == "branch"]
-    for control in ("continued", "scratch_extra", "scratch_total"):
+    for control in ("continued", "scratch_extra", "scratch_total", "sham"):
         wanted = grown if control == "continued" else grown[grown[f"{control}_id"] != ""]
         none = wanted.loc[wanted[f"{control}_acc"].isna(), "cell_id"].tolist()
         if none:
@@ -123,11 +124,23 @@ def decision_table(cells: pd.DataFrame) -> list[dict[str, Any]]:
     rows = []
     for (step, arm), own in grown.groupby(["growth_step", "arm"], sort=True):
         row = {"growth_step": f"{step:g}", "arm": arm, "sunk": _plain(own["sunk_f_c"].mean(), "{:.2g} F_c")}
-        for name in ("base", "final", "continued", "scratch_extra", "scratch_total"):
+        for name in ("base", "final", "continued", "scratch_extra", "scratch_total", "sham"):
             row[name] = _mean_and_error(own, f"{name}_acc", f"{name}_acc_se")
         row["net"] = _mean_and_error(own, "net", "net_se", sign=True)
         rows.append(row)
-    return rows
+    return _started_over(cells) + rows
+
+
+def _started_over(cells: pd.DataFrame) -> list[dict[str, Any]]:
+    """Cells asked for at step 0 that are nobody's control, so that no column shows them."""
+    alone = (cells["kind"] == "scratch") & (cells["control_of"] == "") & cells["final_acc"].notna()
+    if not alone.any():
+        return []
+    names = ("base", "continued", "scratch_extra", "scratch_total", "sham", "net")
+    final = _mean_and_error(cells[alone], "final_acc", "final_acc_se")
+    return [
+        {"growth_step": "0", "arm": "start over", "sunk": "0", "final": final, **dict.fromkeys(names, "–")}
+    ]
 
 
 def _mean_and_error(own: pd.DataFrame, value: str, error: str, sign: bool = False) -> str:
@@ -135,8 +148,7 @@ def _mean_and_error(own: pd.DataFrame, value: str, error: str, sign: bool = Fals
     if own.empty:
         return "–"
     per_trunk = own.groupby("replicate")[value].mean()
-    n = len(per_trunk)
-    se = per_trunk.std(ddof=1) / np.sqrt(n) if n > 1 else np.sqrt((own[error] ** 2).mean())
+    se = standard_error(per_trunk, float(np.sqrt((own[error] ** 2).mean())))
     mean = points(per_trunk.mean()) if sign else f"{100 * per_trunk.mean():.1f}"
     return f"{mean} ± {100 * se:.1f}" if np.isfinite(se) else mean
 
@@ -236,8 +248,8 @@ def _provenance(stored: dict[str, Any], cells: pd.DataFrame, command: str) -> di
         "FLOPs to derive states again (rewind)": _plain(plan.get("flops_rewind"), "{:.3g}"),
         "FLOPs spent by the last run": _plain(summary.get("spent_flops"), "{:.3g}"),
         "seconds of the last run": _plain(summary.get("wall_s"), "{:.0f}"),
-        "cells done / failed / blocked / diverged": " / ".join(
-            str(summary.get(name, "–")) for name in ("done", "failed", "blocked", "diverged")
+        "cells of the last run: done / cached / failed / blocked / diverged": " / ".join(
+            str(summary.get(name, "–")) for name in ("done", "cached", "failed", "blocked", "diverged")
         ),
         "git commit of the run": summary.get("git_commit"),
         "versions of the run": ", ".join(

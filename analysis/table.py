@@ -20,7 +20,7 @@ COLUMNS = (
     *("base_acc_se", "n", "chance", "prob_right", "base_loss", "start_loss", "stable_loss", "final_loss"),
     *("damage", "net", "net_se", "gain_over_scratch_extra", "gain_over_scratch_total", "gain_over_sham"),
     *("continued_acc", "continued_acc_se", "scratch_extra_acc", "scratch_extra_acc_se"),
-    *("scratch_total_acc", "scratch_total_acc_se"),
+    *("scratch_total_acc", "scratch_total_acc_se", "sham_acc", "sham_acc_se"),
     *("tokens", "unique_tokens", "epochs", "activated_params", "activated_matmul_params", "total_params"),
     *("trunk_activated_params", "inference_flops_per_token", "data", "at_growth", "decay_fraction"),
     *("eval_id", "wall_s", *(f"{control}_id" for control in CONTROLS)),
@@ -137,9 +137,8 @@ def _pair(table: pd.DataFrame) -> None:
             if control_id:
                 serves.setdefault(control_id, []).append(cell)
         acc = ids.map(by_id["final_acc"]).astype(float)
-        if f"{control}_acc" in table:
-            table[f"{control}_acc"] = acc
-            table[f"{control}_acc_se"] = ids.map(by_id["final_acc_se"]).astype(float)
+        table[f"{control}_acc"] = acc
+        table[f"{control}_acc_se"] = ids.map(by_id["final_acc_se"]).astype(float)
         column = "net" if control == "continued" else f"gain_over_{control}"
         table[column] = table["final_acc"] - acc
     table["net_se"] = np.hypot(table["final_acc_se"], table["continued_acc_se"])

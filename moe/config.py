@@ -207,6 +207,11 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "evaluate", "items", "probe_items", "probe_every")
+        check(
+            self.probe_items <= self.items,
+            f"evaluate.probe_items={self.probe_items} is above evaluate.items={self.items}; the probe is the "
+            f"smaller of the two: choose 1..{self.items}",
+        )
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -277,7 +277,10 @@ def _values(cells: list[Cell], key: str) -> list[str]:
 
 
 def _duration(seconds: float) -> str:
-    return f"about {seconds / 60:.1f} min" if seconds >= 90 else f"about {seconds:.0f} s"
+    for unit, name in ((86400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * unit:
+            return f"about {seconds / unit:.3g} {name}"
+    return f"about {seconds:.0f} s"
 
 
 def _bytes(count: int) -> str:

@@ -6,6 +6,7 @@ business, and a dead worker is replaced.
 
 import logging
 import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -103,14 +104,28 @@ class RayExecutor:
         # Workers must import what the driver imports, wherever it was started.
         root = str(Path(__file__).resolve().parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
-            **settings,
-        )
+        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._connect(address, paths, settings)
+        finally:
+            for name, handler in before.items():  # ray.init takes SIGTERM for itself
+                signal.signal(name, handler)
         self._check_resources()
+
+    @staticmethod
+    def _connect(address: str, paths: list[str], settings: dict[str, Any]) -> None:
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
+                **settings,
+            )
+        except ConnectionError as error:
+            raise ValueError(
+                f"launch.address={address}: no Ray cluster was found ({error}); start one, or use local"
+            ) from error
 
     def _check_resources(self) -> None:
         have = ray.cluster_resources()

@@ -207,7 +207,7 @@ class Store:
     def studies(self) -> list[str]:
         try:
             return sorted(entry.name for entry in os.scandir(self.root / "studies") if entry.is_dir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def study(self, name: str) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def run_study(
     study.view.show_warnings([str(warning.message) for warning in caught])
     study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
     study.view.show_warnings(_drift(config.study_name, plan, store))
+    study.view.show_warnings(_replaced(config.study_name, plan, store))
     if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)
     return study.run()
@@ -271,10 +272,10 @@ def final_acc(store: Store, cell: Cell) -> float:
 
 
 def _check_together(configs: list[SweepConfig]) -> None:
-    """One study has one name, one store and one way to run."""
+    """One study has one name, one store, one way to run and one set of controls."""
     first = configs[0]
     for config in configs[1:]:
-        for section in ("study_name", "launch", "tracking", "plan"):
+        for section in ("study_name", "controls", "launch", "tracking", "plan"):
             a, b = getattr(first, section), getattr(config, section)
             if a != b:
                 raise ValueError(f"{section} differs between cells ({a} and {b}); it cannot be swept")
@@ -296,6 +297,18 @@ def _drift(study_name: str, plan: Plan, store: Store) -> list[str]:
     if not plan.cached_tasks or made is None or now is None or made == now:
         return []
     return [f"stored results of {study_name} were made by commit {made}; the source is now {now}"]
+
+
+def _replaced(study_name: str, plan: Plan, store: Store) -> list[str]:
+    """A study's list of cells is that of its last run: say so when it loses some."""
+    cells = store.study(study_name)["cells"] if study_name in store.studies() else None
+    lost = [row for row in (cells or {"cells": []})["cells"] if row["cell_id"] not in plan.cells]
+    if not lost:
+        return []
+    return [
+        f"study {study_name} listed {len(lost)} other cells; they stay stored, but its report will show only "
+        "those of this run: give it a name of its own with study_name=NAME to keep both"
+    ]
 
 
 def _predict_s(plan: Plan, store: Store) -> float | None:

@@ -52,7 +52,9 @@ def test_the_plan_says_what_sharing_saves(monkeypatch, store_root):
     assert "x less" in text
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(30, "about 30 s"), (240, "about 4.0 min")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(30, "about 30 s"), (240, "about 4 min"), (1e6, "about 11.6 days")]
+)
 def test_durations_are_readable(seconds, words):
     assert progress._duration(seconds) == words
 

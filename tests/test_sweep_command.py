@@ -81,6 +81,9 @@ def test_plan_only_trains_and_writes_nothing(tmp_path):
     (["data=text", "data.path=nowhere"], "data.path=nowhere"),
     (["-m", "growth.step=4,99"], "growth.step=99 is beyond trunk.steps=16"),
     (["-m", "launch.keep_every=4,8"], "launch differs between cells"),
+    (["-m", "controls=[sham],[continued]"], "controls differs between cells"),
+    (["evaluate.probe_items=17"], "evaluate.probe_items=17 is above evaluate.items=16"),
+    ([f"launch.store={tiny.ROOT}/sweep.py/x"], "sweep.py/x cannot be written"),
     (["-m", "growth=depth", "growth.noise_scale=0.1,0.2"], "the 2 requested cells are all one"),
     (["-m", "study=quickstart,quickstart_text"], "study cannot be swept"),
 ])  # fmt: skip
@@ -130,15 +133,17 @@ runpy.run_path({program!r}, run_name="__main__")
     assert Store(tmp_path / "store").study("adhoc")["summary"]["failed"] > 0
 
 
-@pytest.mark.parametrize("launch", ["serial", "ray"])
-def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch):
+@pytest.mark.parametrize(
+    ("launch", "signum"), [("serial", signal.SIGINT), ("ray", signal.SIGINT), ("ray", signal.SIGTERM)]
+)
+def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch, signum):
     args = ("growth.step=4000", "trunk.steps=4000", "controls=[]")
     process = sweep(tmp_path, *args, launch=launch, background=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "store").glob("trajectories/*/metrics.jsonl")):
         assert time.monotonic() < deadline, "nothing was trained"
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signum)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     store = Store(tmp_path / "store")

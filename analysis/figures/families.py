@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.arms import standard_error
 from analysis.figures.style import empty, flops_scale, ink, looks, new_figure, of_trunks, page
 
 _MAX_COLUMNS = 5
@@ -79,8 +80,8 @@ def _means(own: pd.DataFrame, family: str, series: str) -> pd.DataFrame:
     for sunk, at in own.groupby("sunk_flops"):
         per_trunk = at.groupby("replicate")[f"final_acc_{family}"].mean()
         n = len(per_trunk)
-        evaluation = np.sqrt((at[f"final_acc_se_{family}"] ** 2).mean())
-        se = per_trunk.std(ddof=1) / np.sqrt(n) if n > 1 else evaluation
+        evaluation = float(np.sqrt((at[f"final_acc_se_{family}"] ** 2).mean()))
+        se = standard_error(per_trunk, evaluation)
         rows.append(
             {"sunk_flops": sunk, "mean_pct": 100 * per_trunk.mean(), "se_pct": 100 * se, "n_trunks": n}
         )

@@ -6,6 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from analysis.arms import standard_error
 from analysis.figures.style import (
     Look,
     empty,
@@ -104,7 +105,7 @@ def _means(own: pd.DataFrame, value: str, error: str) -> pd.DataFrame:
     for sunk, at in own.groupby("sunk_flops"):
         per_trunk = at.groupby("replicate")[value].mean()
         n = len(per_trunk)
-        se = per_trunk.std(ddof=1) / np.sqrt(n) if n > 1 else np.sqrt((at[error] ** 2).mean())
+        se = standard_error(per_trunk, float(np.sqrt((at[error] ** 2).mean())))
         rows.append(
             {"sunk_flops": sunk, "mean_pct": 100 * per_trunk.mean(), "se_pct": 100 * se, "n_trunks": n}
         )

@@ -42,7 +42,7 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
         (panels[1], trunks[trunks["source"] == source], "acc", 100.0, f"accuracy ({source}, %)"),
     ):
         table = _lines(own, value, factor).assign(quantity=name)
-        for trunk in ids:
+        for trunk in set(ids) & set(table.columns):
             axes.plot(table["flops"] / scale, table[trunk], color=_HAZE, linewidth=0.6, alpha=0.45)
         axes.plot(table["flops"] / scale, table["mean"], color=ink(), linewidth=1.3)
         marked = np.interp(sunk, table["flops"], table["mean"]) if len(table) else np.full(len(sunk), np.nan)
