@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import tiny
 from planted import Effect, plant
 
 from analysis.claims import Verdict, judge, opening, verdict_of
@@ -14,6 +15,7 @@ from analysis.correlation import correlate
 from analysis.report import missing, write_report
 from analysis.table import cells_table
 from sweeps.store import Store
+from sweeps.study import run_study
 
 ROOT = Path(__file__).parents[1]
 FIVE = (0, 1, 2, 3, 4)
@@ -204,3 +206,10 @@ def test_the_command_prints_the_page_and_its_opening_and_leaves_no_logs(tmp_path
 def test_analysis_needs_neither_torch_nor_ray_nor_wandb():
     script = "import sys, analysis.report; assert not {'torch', 'ray', 'wandb'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_a_study_whose_trunk_diverged_still_gets_a_page(tmp_path):
+    run_study([tiny.mapping(launch__store=str(tmp_path / "store"), train__lr=1e6)])
+    report = write_report(Store(tmp_path / "store"), "adhoc", tmp_path / "page")
+    assert report.opening.startswith("No grown cell of this study has finished")
+    assert "diverged" in report.page.read_text()

@@ -1,10 +1,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from planted import F_C, Effect, plant
 
-from analysis.arms import budget_rule
+from analysis.arms import budget_rule, standard_error
 from analysis.table import cells_table, curves, trunk_curves
 from sweeps.store import Store
 
@@ -138,3 +139,10 @@ def test_a_trunk_curve_runs_from_init_past_the_last_growth(store):
     assert points["flops"].min() >= 0
     assert points["flops"].max() > cells_table(store, "planted")["sunk_flops"].max()
     assert points["trunk_id"].nunique() == 1
+
+
+def test_two_trunks_that_agree_are_no_better_measured_than_their_evaluations():
+    agreeing, apart = pd.Series([0.30, 0.30]), pd.Series([0.20, 0.40])
+    assert standard_error(pd.Series([0.3]), 0.02) == 0.02
+    assert standard_error(agreeing, 0.02) == pytest.approx(0.02 / 2**0.5)
+    assert standard_error(apart, 0.02) == pytest.approx(apart.std() / 2**0.5)
