@@ -49,7 +49,7 @@ def test_gates_sum_to_one_and_a_balanced_load_costs_one():
 
 
 def test_router_losses_do_not_see_exact_duplication():
-    """E→2E, k→2k: the load-balance loss is normalised by k and z by ln E (SCIENCE: router algebra)."""
+    """E→2E, k→2k: the load-balance loss is normalised by k and z by ln E."""
     logits_NE = torch.randn(50, 4)
     before, after = route(logits_NE, 2), route(logits_NE.repeat(1, 2), 4)
     torch.testing.assert_close(before.load_balance_loss, after.load_balance_loss)
