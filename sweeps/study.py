@@ -42,7 +42,7 @@ class CellResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
-    """`cells` in the order they were requested; `exit_code` is 0, 1 (something failed) or 130 (interrupted)."""
+    """`cells` in the order they were requested; `exit_code` is 0, 1 (failed) or 130 (interrupted)."""
 
     cells: list[CellResult]
     exit_code: int
