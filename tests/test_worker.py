@@ -215,6 +215,23 @@ def test_a_line_cut_short_is_dropped_before_anything_is_added(trunk):
     assert len(store.metrics(trajectory.id)) == 3
 
 
+def test_lines_of_a_killed_run_beyond_its_last_state_are_written_once(trunk):
+    store, trajectory, do = trunk
+    do(9, [("suite", 16)])
+    whole = science(store.folder(trajectory.id))
+    again = Store(store.root.with_name("again"))
+    again.prepare()
+    again.add(trajectory)
+    folder = again.folder(trajectory.id)
+    shutil.copytree(store.folder(trajectory.id), folder, dirs_exist_ok=True)
+    shutil.rmtree(folder / "states" / "step_00000009")  # killed after its lines and before its state
+    lines = (folder / "evals.jsonl").read_text().splitlines(keepends=True)
+    (folder / "evals.jsonl").write_text("".join(line for line in lines if "probe" in line))
+    options = make_options(str(again.root), store.root.with_name("alive"))
+    assert perform(order(trajectory, 9, [("suite", 16)]), options).result is Result.DONE
+    assert science(folder) == whole
+
+
 def test_drafts_of_the_dead_are_swept_up(trunk):
     store, trajectory, do = trunk
     draft = store.folder(trajectory.id) / "states" / ".step_00000003.99999.draft"
