@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from analysis.report import write_report
-from moe.config import check
+from moe.plain import check
 from sweeps.store import Store
 
 TASKS = ("page",)

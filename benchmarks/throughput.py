@@ -17,7 +17,8 @@ import torch
 from omegaconf import OmegaConf
 
 from moe import flops
-from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig, parse
+from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
+from moe.plain import parse
 from moe.train import Trainer, initial_state
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe.config import EvaluateConfig, digest
+from moe.config import EvaluateConfig
 from moe.data import Data, Items
+from moe.plain import digest
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe.config import DepthMethod, ModelConfig, Operator, OptimizerState, WidthMethod
+from moe.config import ModelConfig
+from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.seeds import derive_seed
 
 Tensors = dict[str, Tensor]

@@ -11,20 +11,11 @@ from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from moe import flops
-from moe.config import (
-    DepthMethod,
-    EvaluateConfig,
-    LearningRate,
-    ModelConfig,
-    Operator,
-    Schedule,
-    TrainConfig,
-    WidthMethod,
-    canonical_json,
-    digest,
-)
+from moe.config import EvaluateConfig, LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.data import DataConfig, data_identity
 from moe.evaluate import eval_id
+from moe.operator import DepthMethod, Operator, WidthMethod
+from moe.plain import canonical_json, digest
 from sweeps.config import Control, GrowthConfig, SweepConfig
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Kind, Trajectory, child

@@ -9,20 +9,10 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any
 
-from moe.config import (
-    AtGrowth,
-    DepthMethod,
-    EvaluateConfig,
-    ModelConfig,
-    OptimizerState,
-    Schedule,
-    TrainConfig,
-    WidthMethod,
-    check,
-    check_positive,
-    parse,
-)
+from moe.config import AtGrowth, EvaluateConfig, ModelConfig, Schedule, TrainConfig
 from moe.data import DataConfig, TextConfig, parse_data
+from moe.operator import DepthMethod, OptimizerState, WidthMethod
+from moe.plain import check, check_positive, parse
 
 
 class Control(StrEnum):

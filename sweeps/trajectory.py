@@ -12,18 +12,9 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from moe import flops
-from moe.config import (
-    AtGrowth,
-    LearningRate,
-    ModelConfig,
-    Operator,
-    OptimizerState,
-    TrainConfig,
-    canonical_json,
-    digest,
-    parse,
-    to_plain,
-)
+from moe.config import AtGrowth, LearningRate, ModelConfig, TrainConfig
+from moe.operator import Operator, OptimizerState
+from moe.plain import canonical_json, digest, parse, to_plain
 
 # Raised when the numerics of a kind change: states made before then have other ids.
 INIT_VERSION = 1

@@ -5,14 +5,8 @@ import dataclasses
 import pytest
 import tiny
 
-from moe.config import (
-    LearningRate,
-    ModelConfig,
-    Schedule,
-    canonical_json,
-    digest,
-    parse,
-)
+from moe.config import LearningRate, ModelConfig, Schedule
+from moe.plain import canonical_json, digest, parse
 from sweeps.cell import resolve
 from sweeps.config import parse_sweep
 

@@ -13,10 +13,11 @@ import torch
 import yaml
 from torch.nn import functional as F
 
-from moe.config import EvaluateConfig, ModelConfig, to_plain
+from moe.config import EvaluateConfig, ModelConfig
 from moe.data import Items, data_identity, open_data, parse_data
 from moe.evaluate import eval_id, evaluate
 from moe.model import MoETransformer
+from moe.plain import to_plain
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 

@@ -7,8 +7,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe import flops
-from moe.config import DepthMethod, ModelConfig, Operator, WidthMethod, parse
+from moe.config import ModelConfig
 from moe.model import MoETransformer
+from moe.operator import DepthMethod, Operator, WidthMethod
+from moe.plain import parse
 from moe.train import language_loss
 
 DEPTH = Operator(method=DepthMethod.INTERPOSITION, depth_factor=2)

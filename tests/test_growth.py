@@ -5,9 +5,9 @@ import pytest
 import tiny
 import torch
 
-from moe.config import DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.growth import Moments, grow_moments, grow_weights, layer_sources
 from moe.model import MoETransformer
+from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.train import initial_state, language_loss
 
 STACK, INTERPOSITION = DepthMethod.STACK, DepthMethod.INTERPOSITION

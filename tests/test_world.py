@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from moe.config import to_plain
 from moe.data import WorldConfig, data_identity, open_data, parse_data
 from moe.data.world import FAMILIES, VERSION, World
+from moe.plain import to_plain
 
 CONF = Path(__file__).parents[1] / "conf" / "data" / "world.yaml"
 

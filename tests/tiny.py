@@ -8,7 +8,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from moe.config import ModelConfig, TrainConfig, parse
+from moe.config import ModelConfig, TrainConfig
+from moe.plain import parse
 from sweeps.cell import Cell, resolve
 from sweeps.config import parse_sweep
 

@@ -4,11 +4,11 @@ import functools
 import json
 from typing import Any
 
-from moe.config import canonical_json, parse, to_plain
 from moe.data import text, world
 from moe.data.items import Data, Items
 from moe.data.text import Text, TextConfig
 from moe.data.world import World, WorldConfig
+from moe.plain import canonical_json, parse, to_plain
 
 __all__ = [
     "Data",

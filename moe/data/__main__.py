@@ -5,9 +5,9 @@ from pathlib import Path
 
 import yaml
 
-from moe.config import parse
 from moe.data import WorldConfig
 from moe.data.world import World
+from moe.plain import parse
 
 
 def main(path: str) -> None:

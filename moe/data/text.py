@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from moe.config import canonical_json, check, check_positive
 from moe.data.draws import Draws
 from moe.data.items import Items
+from moe.plain import canonical_json, check, check_positive
 
 VERSION = 1
 TOKENIZER = "bytes"

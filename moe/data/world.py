@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe.config import check, check_positive
 from moe.data.draws import Draws, cumulative
 from moe.data.families import FAMILIES, Documents, Language, vocabulary
 from moe.data.items import Items
+from moe.plain import check, check_positive
 
 VERSION = 1
 NUM_CHOICES = 4
