@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_bytes
 
-from moe.files import atomic_directory, read_json, write_json
+from moe.files import atomic_directory, read_json, write_bytes, write_json
 from moe.growth import Moments, Tensors
 
 DONE = "DONE.json"
@@ -37,6 +38,15 @@ def save_state(directory: Path, state: State, **record: Any) -> None:
         files = sorted(path.name for path in draft.iterdir())
         digests = {name: _sha256(draft / name) for name in files}
         write_json(draft / DONE, {"sha256": digests, **record})
+
+
+def save_tensors(path: Path, tensors: Tensors) -> None:
+    """Writes one safetensors file whole or not at all."""
+    write_bytes(path, to_bytes(_plain(tensors)))
+
+
+def load_tensors(path: Path) -> Tensors:
+    return load_file(path)
 
 
 def promote_state(directory: Path) -> None:

@@ -29,7 +29,7 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` atomically by `value` as indented JSON with sorted keys; NaN is refused."""
-    _replace(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
@@ -58,7 +58,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
 
-def last_line(path: Path, window_bytes: int = 8192) -> dict[str, Any] | None:
+def last_line(path: Path, window_bytes: int = 1 << 16) -> dict[str, Any] | None:
     """The last whole line, found in the last `window_bytes` of the file; None if there is none."""
     try:
         with path.open("rb") as file:
@@ -77,10 +77,11 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
     kept = b"".join(line for line in lines if keep(json.loads(line)))
     if kept != text:
-        _replace(path, kept)
+        write_bytes(path, kept)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replaces `path` atomically."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     with draft.open("wb") as file:
         file.write(content)

@@ -18,9 +18,16 @@ def expert_params(model: ModelConfig) -> int:
     return 3 * model.hidden_size * model.expert_hidden_size
 
 
-def _layer_params(model: ModelConfig, num_experts: int) -> int:
+def _layers_params(model: ModelConfig, num_experts: int) -> int:
+    """Weights of all layers, norms left out, with `num_experts` routed experts counted in each."""
     router = model.num_experts * model.hidden_size
-    return attention_params(model) + router + num_experts * expert_params(model)
+    experts = (num_experts + model.num_shared_experts) * expert_params(model)
+    dense = 3 * model.hidden_size * model.dense_hidden_size
+    return (
+        model.num_layers * attention_params(model)
+        + model.num_moe_layers * (router + experts)
+        + model.num_dense_layers * dense
+    )
 
 
 def _norm_params(model: ModelConfig) -> int:
@@ -28,20 +35,20 @@ def _norm_params(model: ModelConfig) -> int:
 
 
 def total_params(model: ModelConfig) -> int:
-    """All weights of the model."""
+    """All trained weights of the model."""
     vocabulary = 2 * model.vocab_size * model.hidden_size
-    return model.num_layers * _layer_params(model, model.num_experts) + vocabulary + _norm_params(model)
+    return _layers_params(model, model.num_experts) + vocabulary + _norm_params(model)
 
 
 def activated_params(model: ModelConfig) -> int:
     """N_a: weights on one token's path, both vocabulary tables counted (the paper's 2.1B comes out so)."""
     vocabulary = 2 * model.vocab_size * model.hidden_size
-    return model.num_layers * _layer_params(model, model.top_k) + vocabulary + _norm_params(model)
+    return _layers_params(model, model.top_k) + vocabulary + _norm_params(model)
 
 
 def activated_matmul_params(model: ModelConfig) -> int:
     """Weights that one token multiplies: the head but not the embedding, no norms."""
-    return model.num_layers * _layer_params(model, model.top_k) + model.vocab_size * model.hidden_size
+    return _layers_params(model, model.top_k) + model.vocab_size * model.hidden_size
 
 
 def forward_flops_per_token(model: ModelConfig, seq_len: int) -> float:

@@ -1,19 +1,20 @@
 """The decoder-only Mixture-of-Experts transformer. Shape letters are in router.py."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe.config import ModelConfig
+from moe.config import ModelConfig, NormPlacement
 from moe.router import Experts, Routing, route
 from moe.seeds import derive_seed
 
 
 class MoETransformer(nn.Module):
-    """Pre-norm blocks of grouped-query attention (RoPE, QK-norm) and dropless top-k SwiGLU experts.
+    """Blocks of grouped-query attention (RoPE, QK-norm) and top-k SwiGLU experts.
 
     Parameters are uninitialised until `initialise(seed)` or a state is loaded: no draw is ever wasted.
     """
@@ -24,43 +25,37 @@ class MoETransformer(nn.Module):
         self.embedding = nn.Embedding.from_pretrained(
             torch.empty(config.vocab_size, config.hidden_size), freeze=False
         )
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        dense = config.num_dense_layers
+        self.layers = nn.ModuleList(Block(config, is_dense=i < dense) for i in range(config.num_layers))
         self.final_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.head = _linear(config.hidden_size, config.vocab_size)
         self._rope: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def initialise(self, seed: int) -> "MoETransformer":
-        """Draws every matrix from N(0, 1/fan_in), each from its own stream; returns self.
-
-        Projections back to the residual stream are divided by √(2·layers), as in GPT-2. The fan-in of a
-        stacked expert is that of one expert.
-        """
-        back = math.sqrt(2 * self.config.num_layers)
+        """Gives every tensor its `initial_value`; returns self."""
         with torch.no_grad():
-            for name, weight in self.named_parameters():
-                if weight.ndim < 2:
-                    weight.fill_(1.0)
-                    continue
-                std = weight.shape[-1] ** -0.5
-                if name.endswith(("attention.output.weight", "experts.w_out_EDH")):
-                    std /= back
-                generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
-                weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+            for name, tensor in self.state_dict().items():
+                tensor.copy_(initial_value(self.config, name, tensor.shape, seed))
         return self
 
     def hidden(self, tokens_BT: Tensor) -> tuple[Tensor, list[Routing]]:
-        """The normed residual stream [B, T, D] and each layer's routing."""
+        """The normed residual stream [B, T, D] and the routing of each layer with experts."""
         x_BTD = self.embedding(tokens_BT)
         rope = self._rope_tables(tokens_BT.shape[1], tokens_BT.device)
         routings = []
         for layer in self.layers:
             x_BTD, routing = layer(x_BTD, rope)
-            routings.append(routing)
+            if routing is not None:
+                routings.append(routing)
         return self.final_norm(x_BTD), routings
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Next-token logits [B, T, V]."""
         return self.head(self.hidden(tokens_BT)[0])
+
+    def moe_layers(self) -> "list[MoE]":
+        """The layers with experts, in order; `hidden` gives one routing for each."""
+        return [layer.moe for layer in self.layers if isinstance(layer, Block) and layer.moe is not None]
 
     def _rope_tables(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (seq_len, device)
@@ -73,18 +68,81 @@ class MoETransformer(nn.Module):
         return self._rope[key]
 
 
+# Projections back to the residual stream, by the end of their names.
+OUTPUT_PROJECTIONS = (
+    "attention.output.weight",
+    "experts.w_out_EDH",
+    "shared.output.weight",
+    "dense.output.weight",
+)
+
+
+def initial_value(config: ModelConfig, name: str, shape: torch.Size, seed: int) -> Tensor:
+    """A matrix from N(0, 1/fan_in), drawn from a stream of its own name; a gain of 1; a selection bias of 0.
+
+    Projections back to the residual stream are divided by √(2·layers), as in GPT-2, or by √(2·L₀) with a
+    residual multiplier L₀/L, which does the rest. The fan-in of a stacked expert is that of one expert.
+    """
+    if name.endswith("selection_bias_E"):
+        return torch.zeros(shape)
+    if len(shape) < 2:
+        return torch.ones(shape)
+    std = shape[-1] ** -0.5
+    if name.endswith(OUTPUT_PROJECTIONS):
+        std /= math.sqrt(2 * (config.residual_base_layers or config.num_layers))
+    generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+    return torch.randn(shape, generator=generator).mul_(std)
+
+
 class Block(nn.Module):
-    def __init__(self, config: ModelConfig):
+    """Attention, then experts or one dense feed-forward, each on a residual branch."""
+
+    def __init__(self, config: ModelConfig, is_dense: bool):
         super().__init__()
+        self.placement, self.multiplier = config.norm_placement, config.residual_multiplier
         self.attention_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
         self.attention = Attention(config)
         self.moe_norm = RMSNorm(config.hidden_size, eps=config.norm_eps)
-        self.moe = MoE(config)
+        self.moe = None if is_dense else MoE(config)
+        self.dense = SwiGLU(config.hidden_size, config.dense_hidden_size) if is_dense else None
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Routing]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rope)
-        y_BTD, routing = self.moe(self.moe_norm(x_BTD))
-        return x_BTD + y_BTD, routing
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Routing | None]:
+        def attend(x_BTD: Tensor) -> Tensor:
+            return self.attention(x_BTD, rope)
+
+        def feed_forward(x_BTD: Tensor) -> Tensor:
+            nonlocal routing
+            if self.dense is not None:
+                return self.dense(x_BTD)
+            assert self.moe is not None
+            y_BTD, routing = self.moe(x_BTD)
+            return y_BTD
+
+        routing = None
+        x_BTD = self._add(x_BTD, attend, self.attention_norm)
+        return self._add(x_BTD, feed_forward, self.moe_norm), routing
+
+    def _add(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+        match self.placement:
+            case NormPlacement.PRE:
+                return x_BTD.add(branch(norm(x_BTD)), alpha=self.multiplier)
+            case NormPlacement.POST:
+                return norm(x_BTD.add(branch(x_BTD), alpha=self.multiplier))
+            case NormPlacement.OUTPUT:
+                return x_BTD.add(norm(branch(x_BTD)), alpha=self.multiplier)
+
+
+class SwiGLU(nn.Module):
+    """(silu(x·gate) ⊙ x·up)·output: a dense layer's feed-forward, or the shared experts as one."""
+
+    def __init__(self, size: int, hidden_size: int):
+        super().__init__()
+        self.gate = _linear(size, hidden_size)
+        self.up = _linear(size, hidden_size)
+        self.output = _linear(hidden_size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(F.silu(self.gate(x)) * self.up(x))
 
 
 class Attention(nn.Module):
@@ -118,19 +176,37 @@ class Attention(nn.Module):
 
 
 class MoE(nn.Module):
+    """Routed experts, and shared ones that every token goes to."""
+
+    selection_bias_E: Tensor | None
+
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.top_k = config.top_k
+        self.config = config
         self.router = _linear(config.hidden_size, config.num_experts)
         self.experts = Experts(config.num_experts, config.hidden_size, config.expert_hidden_size)
+        bias_E = torch.empty(config.num_experts) if config.selection_bias_rate else None
+        self.register_buffer("selection_bias_E", bias_E)
+        shared_size = config.num_shared_experts * config.expert_hidden_size
+        self.shared = SwiGLU(config.hidden_size, shared_size) if shared_size else None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         x_ND = x_BTD.flatten(0, 1)
         with torch.autocast(x_ND.device.type, enabled=False):  # the router stays in fp32
-            routing = route(F.linear(x_ND.float(), self.router.weight.float()), self.top_k)
+            logits_NE = F.linear(x_ND.float(), self.router.weight.float())
+            routing = route(logits_NE, self.config, self.selection_bias_E)
         if torch.is_autocast_enabled(x_ND.device.type):
             x_ND = x_ND.to(torch.get_autocast_dtype(x_ND.device.type))
-        return self.experts(x_ND, routing).view_as(x_BTD), routing
+        y_ND = self.experts(x_ND, routing)
+        if self.shared is not None:
+            y_ND = y_ND + self.shared(x_ND)
+        return y_ND.view_as(x_BTD), routing
+
+    def balance(self, routing: Routing) -> None:
+        """Moves the selection bias of each expert by its rate, towards an even load (arXiv 2408.15664)."""
+        if self.selection_bias_E is not None:
+            error_E = routing.load_E.mean() - routing.load_E
+            self.selection_bias_E.add_(error_E.sign(), alpha=self.config.selection_bias_rate)
 
 
 class RMSNorm(nn.Module):

@@ -99,6 +99,11 @@ def _hints(cls: Any) -> tuple[dict[str, Any], list[str]]:
 # Identity
 
 
+def added(absent: Any) -> Any:
+    """A field added after a release: at this value, the old behaviour, it is no part of an identity."""
+    return dataclasses.field(default=absent, metadata={"absent": absent})
+
+
 def to_plain(value: Any) -> Any:
     """Dataclasses and enums as plain JSON data.
 

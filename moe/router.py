@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe.config import Gate, ModelConfig
+
 
 class Routing(NamedTuple):
     """Where each token goes. The losses are scalars, `load_E` the share of slots of each expert."""
@@ -24,28 +26,77 @@ class Routing(NamedTuple):
     entropy: Tensor
 
 
-def route(logits_NE: Tensor, top_k: int) -> Routing:
-    """Softmax over all experts, the k largest, renormalised to sum to one; all in fp32.
+def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) -> Routing:
+    """The k best experts of each token and their gates (`config.gate`), all in fp32.
 
-    Load-balance loss E·Σ f_e·P_e with f the share of *slots* (the form normalised by k, 1 at balance), and
-    z-loss on logsumexp − ln E: both unchanged when every expert and k are multiplied alike.
+    `bias_E` moves the selection and no gate. Load-balance loss E·Σ f_e·P_e with f the share of *slots* (the
+    form normalised by k, 1 at balance) and P the mean probability, and z-loss on logsumexp − ln E: both
+    unchanged when every expert and k are multiplied alike.
     """
     logits_NE = logits_NE.float()
     num_tokens, num_experts = logits_NE.shape
-    probs_NE = logits_NE.softmax(-1)
-    top_Nk, experts_Nk = probs_NE.topk(top_k, dim=-1)
-    gates_Nk = top_Nk / top_Nk.sum(-1, keepdim=True)
-    load_E = torch.bincount(experts_Nk.reshape(-1), minlength=num_experts) / (num_tokens * top_k)
-    mean_probs_E = probs_NE.mean(0)
+    match config.gate:
+        case Gate.SOFTMAX | Gate.SOFTMAX_RENORMALISED:
+            scores_NE = probs_NE = logits_NE.softmax(-1)
+        case Gate.TOPK_SOFTMAX:
+            scores_NE, probs_NE = logits_NE, logits_NE.softmax(-1)
+        case Gate.SIGMOID | Gate.SIGMOID_RENORMALISED:
+            scores_NE = logits_NE.sigmoid()
+            probs_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
+
+    chosen_by_NE = scores_NE if bias_E is None else scores_NE.detach() + bias_E
+    if config.num_groups > 1:
+        chosen_by_NE = _best_groups_only(chosen_by_NE.detach(), config)
+    top_Nk, experts_Nk = chosen_by_NE.topk(config.top_k, dim=-1)
+    if chosen_by_NE is not scores_NE:
+        top_Nk = scores_NE.gather(1, experts_Nk)
+
+    match config.gate:
+        case Gate.SOFTMAX | Gate.SIGMOID:
+            gates_Nk = top_Nk
+        case Gate.SOFTMAX_RENORMALISED | Gate.SIGMOID_RENORMALISED:
+            gates_Nk = top_Nk / top_Nk.sum(-1, keepdim=True)
+        case Gate.TOPK_SOFTMAX:
+            gates_Nk = top_Nk.softmax(-1)
+    if config.route_scale != 1.0:
+        gates_Nk = gates_Nk * config.route_scale
+    if config.capacity_factor is not None:
+        gates_Nk = gates_Nk * _within_capacity(experts_Nk, num_experts, config.capacity_factor)
+
+    load_E = torch.bincount(experts_Nk.reshape(-1), minlength=num_experts) / (num_tokens * config.top_k)
     z_N = torch.logsumexp(logits_NE, -1) - math.log(num_experts)
     return Routing(
         gates_Nk=gates_Nk,
         experts_Nk=experts_Nk,
-        load_balance_loss=num_experts * (load_E * mean_probs_E).sum(),
+        load_balance_loss=num_experts * (load_E * probs_NE.mean(0)).sum(),
         z_loss=z_N.square().mean(),
         load_E=load_E,
         entropy=-torch.special.xlogy(probs_NE.detach(), probs_NE.detach()).sum(-1).mean(),
     )
+
+
+def _best_groups_only(scores_NE: Tensor, config: ModelConfig) -> Tensor:
+    """−∞ outside each token's best groups: by their best expert, for sigmoid by the sum of their best two."""
+    scores_NGX = scores_NE.unflatten(1, (config.num_groups, -1))
+    if config.gate in (Gate.SIGMOID, Gate.SIGMOID_RENORMALISED):
+        group_NG = scores_NGX.topk(2, dim=-1).values.sum(-1)
+    else:
+        group_NG = scores_NGX.amax(-1)
+    best_Ng = group_NG.topk(config.top_k_groups, dim=-1).indices
+    shut_NG = torch.ones_like(group_NG, dtype=torch.bool).scatter_(1, best_Ng, False)
+    return scores_NGX.masked_fill(shut_NG.unsqueeze(-1), -math.inf).flatten(1)
+
+
+def _within_capacity(experts_Nk: Tensor, num_experts: int, factor: float) -> Tensor:
+    """1 for the first c·k·N/E slots of each expert in token order, 0 for those it must drop: [N, k]."""
+    experts_S = experts_Nk.reshape(-1)
+    order_S = experts_S.argsort(stable=True)
+    first_E = torch.bincount(experts_S, minlength=num_experts).cumsum(0).roll(1)
+    first_E[0] = 0
+    place_S = torch.empty_like(order_S)
+    place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device) - first_E[experts_S[order_S]]
+    capacity = math.ceil(factor * experts_S.numel() / num_experts)
+    return (place_S < capacity).view_as(experts_Nk).float()
 
 
 class Experts(nn.Module):

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from moe import flops
 from moe.checkpoint import State
 from moe.config import LearningRate, ModelConfig, Precision, TrainConfig
-from moe.growth import Moments
-from moe.model import Block, MoETransformer
+from moe.diagnostics import DIAGNOSE_EVERY, diagnose, moment_cosines
+from moe.growth import Moments, Tensors
+from moe.model import MoETransformer
 from moe.router import Routing
-
-DIAGNOSE_EVERY = 20  # steps between lines that carry per-layer diagnostics: a rule, not an option
 
 
 class Diverged(Exception):
@@ -31,7 +30,8 @@ class Diverged(Exception):
 class Trainer:
     """AdamW on one trajectory; bitwise reproducible on CPU at a fixed number of threads.
 
-    `batches(step)` gives the tokens [B, T+1] of update `step` (from 0). Decay acts on matrices only.
+    `batches(step)` gives the tokens [B, T+1] of update `step` (from 0). For the diagnostics, `num_copies`
+    says how many experts have one origin, and `moments_before` is what `sample_moments` kept at growth.
     """
 
     def __init__(
@@ -42,7 +42,10 @@ class Trainer:
         batches: Callable[[int], np.ndarray],
         state: State,
         device: str = "cpu",
+        num_copies: int = 1,
+        moments_before: Tensors | None = None,
     ):
+        self.num_copies, self.moments_before = num_copies, moments_before
         self.train, self.learning_rate, self.batches, self.device = train, learning_rate, batches, device
         self.step = state.step
         self.model = MoETransformer(model).to(device)
@@ -72,7 +75,7 @@ class Trainer:
         assert len(counts) <= 1, f"tensors disagree on the optimizer's step: {counts}"
         return State(
             step=self.step,
-            weights={name: p.detach() for name, p in self._parameters.items()},
+            weights=dict(self.model.state_dict()),
             moments=Moments(
                 step=counts.pop() if counts else 0,
                 first={name: m["exp_avg"] for name, m in moments.items() if m},
@@ -87,13 +90,15 @@ class Trainer:
         tokens_BT1 = torch.from_numpy(self.batches(self.step)).to(self.device)
         with autocast(self.train.precision, self.device):
             loss, routings = language_loss(self.model, tokens_BT1)
-            load_balance = torch.stack([r.load_balance_loss for r in routings]).mean()
-            z = torch.stack([r.z_loss for r in routings]).mean()
+            load_balance, z = _router_losses(routings, loss)
         total = loss + self.train.load_balance_coef * load_balance + self.train.z_loss_coef * z
         total.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for moe, routing in zip(self.model.moe_layers(), routings, strict=True):
+                moe.balance(routing)
         self.step += 1
         self._tokens += self.train.tokens_per_step
         line: dict[str, Any] = {
@@ -107,7 +112,9 @@ class Trainer:
             "flops": self._tokens * self._flops_per_token,
         }
         if self.step % DIAGNOSE_EVERY == 0:
-            line |= diagnose(self.model, routings)
+            line |= diagnose(self.model, routings, self.num_copies)
+            if self.moments_before:
+                line |= moment_cosines(self.moments_before, self.state().moments)
         return line
 
     def _load_moments(self, moments: Moments) -> None:
@@ -132,29 +139,19 @@ def language_loss(model: MoETransformer, tokens_BT1: Tensor) -> tuple[Tensor, li
     return F.cross_entropy(logits_NV, tokens_BT1[:, 1:].flatten()), routings
 
 
+def _router_losses(routings: list[Routing], loss: Tensor) -> tuple[Tensor, Tensor]:
+    """Load-balance and z-loss, means over layers; zero for a model without experts."""
+    if not routings:
+        return loss.new_zeros(()), loss.new_zeros(())
+    load_balance = torch.stack([r.load_balance_loss for r in routings]).mean()
+    return load_balance, torch.stack([r.z_loss for r in routings]).mean()
+
+
 def autocast(precision: Precision, device: str) -> contextlib.AbstractContextManager:
     """bf16 for matrix products with fp32 masters, or nothing."""
     if precision is Precision.FP32:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
-
-
-def diagnose(model: MoETransformer, routings: list[Routing]) -> dict[str, list[float]]:
-    """Per layer: expert weight norm (Frobenius/√numel), load entropy over ln E, router entropy in nats."""
-    norms, load_entropies = [], []
-    with torch.no_grad():
-        for layer, routing in zip(model.layers, routings, strict=True):
-            assert isinstance(layer, Block)
-            tensors = list(layer.moe.experts.parameters())
-            squares = torch.stack([t.float().square().sum() for t in tensors]).sum()
-            norms.append((squares / sum(t.numel() for t in tensors)).sqrt())
-            load_E = routing.load_E
-            load_entropies.append(-torch.special.xlogy(load_E, load_E).sum() / math.log(max(2, len(load_E))))
-    return {
-        "expert_weight_norm": _rounded(norms),
-        "expert_load_entropy": _rounded(load_entropies),
-        "router_entropy": _rounded([r.entropy for r in routings]),
-    }
 
 
 def _finite(value: Tensor) -> float | None:
@@ -163,15 +160,21 @@ def _finite(value: Tensor) -> float | None:
     return round(number, 6) if math.isfinite(number) else None
 
 
-def _rounded(values: list[Tensor]) -> list[float]:
-    return [round(value, 6) for value in torch.stack(values).tolist()]
-
-
 def _make_optimizer(model: MoETransformer, train: TrainConfig) -> torch.optim.AdamW:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    gains = [p for p in model.parameters() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": train.weight_decay},
-        {"params": gains, "weight_decay": 0.0},
+    """Decay acts on matrices alone. A layer's gradient shrinks with its residual multiplier, and ε with it
+    (arXiv 2505.01618), so that the update does not."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    multiplier = model.config.residual_multiplier
+    for name, parameter in model.named_parameters():
+        is_matrix, in_layer = parameter.ndim >= 2, name.startswith("layers.")
+        in_layer &= multiplier != 1.0
+        groups.setdefault((is_matrix, in_layer), []).append(parameter)
+    options = [
+        {
+            "params": parameters,
+            "weight_decay": train.weight_decay if is_matrix else 0.0,
+            "eps": train.eps * (multiplier if in_layer else 1.0),
+        }
+        for (is_matrix, in_layer), parameters in groups.items()
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(train.beta1, train.beta2), eps=train.eps, fused=True)
+    return torch.optim.AdamW(options, lr=0.0, betas=(train.beta1, train.beta2), fused=True)

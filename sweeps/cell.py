@@ -8,15 +8,17 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 from moe import flops
 from moe.config import EvaluateConfig, LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.data import DataConfig, data_identity
 from moe.evaluate import eval_id
-from moe.operator import DepthMethod, Operator, WidthMethod
-from moe.plain import canonical_json, digest
-from sweeps.config import Control, GrowthConfig, SweepConfig
+from moe.operator import Operator, OptimizerState
+from moe.plain import canonical_json, check, digest
+from moe.seeds import derive_seed
+from sweeps.config import Control, SweepConfig
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Kind, Trajectory, child
 
@@ -28,15 +30,14 @@ SCRATCH = "scratch"
 class Cell:
     """One final metric: the full suite at `leaf`. `kind` is branch, scratch, or the control it serves as.
 
-    `base` and `start` are the states before and after growth, `stable` the one before the anneal.
+    `growths` are the states before and after each growth, `stable` the one before the anneal.
     """
 
     kind: str
     config: SweepConfig
     trunk: Trajectory
     leaf: Address
-    base: Address | None = None
-    start: Address | None = None
+    growths: tuple[tuple[Address, Address], ...] = ()
     stable: Address | None = None
     controls: "dict[Control, Cell]" = field(default_factory=dict)
 
@@ -63,10 +64,24 @@ class Cell:
             corpus=self.config.corpus,
         )
 
+    @property
+    def base(self) -> Address | None:
+        """The state before the first growth."""
+        return self.growths[0][0] if self.growths else None
+
+    @property
+    def start(self) -> Address | None:
+        """The state just after the first growth."""
+        return self.growths[0][1] if self.growths else None
+
     def states(self) -> dict[str, Address]:
-        """The evaluated states by role."""
-        roles = {"base": self.base, "start": self.start, "stable": self.stable, "final": self.leaf}
-        return {role: address for role, address in roles.items() if address is not None}
+        """The evaluated states by role; those of a second growth are `base_2` and `start_2`."""
+        roles = {}
+        for nth, (base, start) in enumerate(self.growths, start=1):
+            mark = "" if nth == 1 else f"_{nth}"
+            roles |= {f"base{mark}": base, f"start{mark}": start}
+        stable = {} if self.stable is None else {"stable": self.stable}
+        return {**roles, **stable, "final": self.leaf}
 
     @property
     def sunk_flops(self) -> float | None:
@@ -87,12 +102,11 @@ class Cell:
 def resolve(config: SweepConfig) -> Cell:
     """The cell that a configuration asks for, with its controls; ValueError if its budget buys nothing."""
     trunk = _root(Kind.TRUNK, config, config.model, config.trunk.steps)
-    operator = operator_of(config.growth, config.seed)
-    grown = operator.apply_to(config.model)
+    grown = _grown_model(config)
     if config.growth.step == 0:
         return _scratch(SCRATCH, config, trunk, grown, _budget(config, sunk_flops=0.0))
     base = _trunk_state(config, trunk)
-    cell = _branch(BRANCH, config, trunk, base, operator, _budget(config, sunk_flops=base.flops))
+    cell = _branch(BRANCH, config, trunk, base, _budget(config, sunk_flops=base.flops))
     makers = {
         Control.CONTINUED: lambda: _continued(config, trunk, cell),
         Control.SCRATCH_EXTRA: lambda: _scratch(
@@ -102,26 +116,60 @@ def resolve(config: SweepConfig) -> Cell:
             Control.SCRATCH_TOTAL, config, trunk, grown, cell.total_flops, _anneal_flops(cell)
         ),
         Control.SHAM: lambda: _branch(
-            Control.SHAM, config, trunk, base, Operator(), cell.total_flops - base.flops, _anneal_flops(cell)
+            Control.SHAM, config, trunk, base, cell.total_flops - base.flops, _anneal_flops(cell)
         ),
     }
     cell.controls.update({name: makers[name]() for name in config.controls})
     return cell
 
 
-def operator_of(growth: GrowthConfig, seed: int) -> Operator:
-    """The growth reduced to what acts, so that equal science has one id."""
-    deepens = growth.method is not DepthMethod.NONE
-    widens = growth.width_method is not WidthMethod.NONE
-    noise_scale = growth.noise_scale if widens else 0.0
-    return Operator(
-        method=growth.method,
-        depth_factor=growth.depth_factor if deepens else 1,
-        width_method=growth.width_method,
-        width_factor=growth.width_factor if widens else 1,
-        noise_scale=noise_scale,
-        seed=None if noise_scale == 0 else (growth.seed if growth.seed is not None else seed),
-    )
+class _Stage(NamedTuple):
+    """One growth of a cell and how its branch trains; `after_extra_flops` counts from the first."""
+
+    operator: Operator
+    optimizer_state: OptimizerState
+    lr: float
+    warmup_steps: int
+    after_extra_flops: float = 0.0
+
+
+def _stages(config: SweepConfig) -> list[_Stage]:
+    """The growths of a configuration in their order; each draws from a stream of its own."""
+    growth = config.growth
+    seed = config.seed if growth.seed is None else growth.seed
+    lr = growth.lr or config.train.lr
+    stages = [_Stage(growth.operator(seed), growth.optimizer_state, lr, growth.warmup_steps)]
+    then = growth.then
+    while then is not None:
+        own_seed = derive_seed(seed, "growth", len(stages)) if then.seed is None else then.seed
+        stages.append(
+            _Stage(
+                operator=then.operator(own_seed),
+                optimizer_state=then.optimizer_state or growth.optimizer_state,
+                lr=then.lr or lr,
+                warmup_steps=growth.warmup_steps if then.warmup_steps is None else then.warmup_steps,
+                after_extra_flops=then.after_extra_flops,
+            )
+        )
+        then = then.then
+    return stages
+
+
+def operators_of(config: SweepConfig) -> list[Operator]:
+    """Every growth of a configuration, reduced to what acts."""
+    return [stage.operator for stage in _stages(config)]
+
+
+def _grown_model(config: SweepConfig) -> ModelConfig:
+    """The final architecture; ValueError if one of the growths does not fit what it grows."""
+    model, path = config.model, "growth"
+    for operator in operators_of(config):
+        try:
+            model = operator.apply_to(model)
+        except ValueError as error:
+            raise ValueError(str(error).replace("growth.", f"{path}.")) from None
+        path += ".then"
+    return model
 
 
 def _trunk_state(config: SweepConfig, trunk: Trajectory) -> Address:
@@ -136,29 +184,54 @@ def _branch(
     config: SweepConfig,
     trunk: Trajectory,
     base: Address,
-    operator: Operator,
     extra_flops: float,
     anneal_flops: float | None = None,
 ) -> Cell:
-    def make(total_steps: int | None) -> Trajectory:
-        return child(
-            base.trajectory,
-            base.step,
-            kind=Kind.BRANCH,
-            operator=operator,
-            learning_rate=_learning_rate(
-                config.train.schedule,
-                config.growth.lr or config.train.lr,
-                config.growth.warmup_steps,
-                total_steps,
-            ),
-            optimizer_state=config.growth.optimizer_state,
-            at_growth=config.at_growth,
-        )
+    """Grows `base` and spends the extra budget, growing again on the way where the cell is a chain."""
+    stages = _stages(config)
+    if kind == Control.SHAM:  # the first growth's optimizer and rate, without its growth
+        stages = [stages[0]._replace(operator=Operator())]
+    growths, origin, spent = [], base, 0.0
+    for stage, following in pairwise(stages):
+        trajectory = _grown(config, origin, stage, None)
+        steps = flops.whole_steps(following.after_extra_flops - spent, trajectory.flops_per_step)
+        _check_chain(following.after_extra_flops, extra_flops, steps, trajectory.flops_per_step)
+        growths.append((origin, trajectory.at(0)))
+        origin, spent = trajectory.at(steps), spent + steps * trajectory.flops_per_step
+    if len(stages) > 1 and anneal_flops is None:
+        anneal_flops = config.budget.decay_fraction * extra_flops
 
-    branch, stable, leaf = _spend(config, make, extra_flops, anneal_flops, kind)
-    return Cell(
-        kind=kind, config=config, trunk=trunk, base=base, start=branch.at(0), stable=stable, leaf=leaf
+    def make(total_steps: int | None) -> Trajectory:
+        return _grown(config, origin, stages[-1], total_steps)
+
+    branch, stable, leaf = _spend(config, make, extra_flops - spent, anneal_flops, kind)
+    growths.append((origin, branch.at(0)))
+    return Cell(kind=kind, config=config, trunk=trunk, growths=tuple(growths), stable=stable, leaf=leaf)
+
+
+def _grown(config: SweepConfig, origin: Address, stage: _Stage, total_steps: int | None) -> Trajectory:
+    rate = _learning_rate(config.train.schedule, stage.lr, stage.warmup_steps, total_steps)
+    return child(
+        origin.trajectory,
+        origin.step,
+        kind=Kind.BRANCH,
+        operator=stage.operator,
+        learning_rate=rate,
+        optimizer_state=stage.optimizer_state,
+        at_growth=config.at_growth,
+    )
+
+
+def _check_chain(after_extra_flops: float, extra_flops: float, steps: int, per_step: float) -> None:
+    check(
+        after_extra_flops < extra_flops,
+        f"growth.then.after_extra_flops={after_extra_flops:.6g} is not below the {extra_flops:.6g} FLOPs "
+        "that the budget leaves after the first growth; lower it or raise the budget",
+    )
+    check(
+        steps >= 1,
+        f"growth.then.after_extra_flops={after_extra_flops:.6g} leaves no whole step ({per_step:.3g} FLOPs) "
+        "between two growths; raise it",
     )
 
 
@@ -276,10 +349,6 @@ def _eval_id(evaluate: EvaluateConfig, data: str, suite: str) -> str:
     return eval_id(evaluate, json.loads(data), suite)
 
 
-# --------------------------------------------------------------------------------------------------------
-# Cells as rows
-
-
 def all_cells(requested: Iterable[Cell]) -> dict[str, Cell]:
     """Requested cells and their controls by id; a cell asked for wins over a control of equal science."""
     requested = list(requested)
@@ -288,95 +357,3 @@ def all_cells(requested: Iterable[Cell]) -> dict[str, Cell]:
         for control in cell.controls.values():
             cells.setdefault(control.id, control)
     return cells
-
-
-def row(cell: Cell, requested: bool) -> dict[str, Any]:
-    """What the plan knows of a cell, in the vocabulary's columns; a missing value is None."""
-    config, leaf = cell.config, cell.leaf
-    grows = cell.kind == BRANCH
-    model, trunk_params = leaf.trajectory.model, flops.activated_params(config.model)
-    operator = cell.start.trajectory.operator if cell.start else operator_of(config.growth, config.seed)
-    in_grown_shape = cell.kind not in (Control.CONTINUED, Control.SHAM)
-    path = _path(leaf)
-    tokens = sum((part["to_step"] - part["from_step"]) * part["tokens_per_step"] for part in path)
-    step = config.growth.step if grows or cell.kind in (SCRATCH, Control.SHAM) else None
-    return {
-        "cell_id": cell.id,
-        "kind": str(cell.kind),
-        "requested": requested,
-        "controls": {str(name): control.id for name, control in cell.controls.items()},
-        "trajectory_id": leaf.trajectory.id,
-        "trunk_id": cell.trunk.id,
-        "growth_step": step,
-        "method": operator.method.value if grows else "none",
-        "depth_factor": operator.depth_factor if in_grown_shape else 1,
-        "width_method": operator.width_method.value if grows else "none",
-        "width_factor": operator.width_factor if in_grown_shape else 1,
-        "noise_scale": operator.noise_scale if grows else None,
-        "optimizer_state": cell.start.trajectory.optimizer_state.value if cell.start else None,
-        "growth_lr": cell.start.trajectory.learning_rate.peak if cell.start else None,
-        "growth_seed": operator.seed if grows else None,
-        "seed": config.seed,
-        "sunk_flops": cell.sunk_flops,
-        "extra_flops": cell.extra_flops,
-        "total_flops": cell.total_flops,
-        "paper_flops": sum(
-            flops.paper_flops(flops.activated_params(t.model), n * t.train.tokens_per_step)
-            for t, n in leaf.segments()
-        ),
-        "chinchilla_multiple": _chinchilla_multiple(cell, trunk_params),
-        "tokens": tokens,
-        "activated_params": flops.activated_params(model),
-        "activated_matmul_params": flops.activated_matmul_params(model),
-        "total_params": flops.total_params(model),
-        "trunk_activated_params": trunk_params,
-        "inference_flops_per_token": flops.forward_flops_per_token(model, config.train.seq_len),
-        "data": config.data.source,
-        "at_growth": config.at_growth.value,
-        "decay_fraction": config.budget.decay_fraction,
-        "eval_id": cell.eval_id,
-        "probe_eval_id": cell.probe_eval_id,
-        "path": path,
-        "states": {role: list(address.key) for role, address in cell.states().items()},
-    }
-
-
-def _chinchilla_multiple(cell: Cell, trunk_params: int) -> float | None:
-    """Tokens the trunk had seen at growth, in units of 20·N_a."""
-    if cell.base is None:
-        return None
-    tokens = sum(t.train.tokens_per_step * n for t, n in cell.base.segments())
-    return tokens / (20.0 * trunk_params)
-
-
-def _path(leaf: Address) -> list[dict[str, Any]]:
-    phases = {Kind.TRUNK: "trunk", Kind.SCRATCH: "stable", Kind.BRANCH: "stable", Kind.ANNEAL: "anneal"}
-    return [
-        {
-            "trajectory_id": trajectory.id,
-            "from_step": 0,
-            "to_step": steps,
-            "phase": phases[trajectory.kind],
-            "flops_per_step": trajectory.flops_per_step,
-            "tokens_per_step": trajectory.train.tokens_per_step,
-            "data_start": trajectory.data_start,
-            "stream": trajectory.stream,
-        }
-        for trajectory, steps in leaf.segments()
-    ]
-
-
-def unique_tokens(path: list[dict[str, Any]], corpus_tokens: int | None) -> int:
-    """Distinct tokens read along a path: stream positions read once, and no more than the corpus holds."""
-    spans: dict[str, list[tuple[int, int]]] = {}
-    for part in path:
-        span = (part["data_start"], part["data_start"] + part["to_step"] - part["from_step"])
-        spans.setdefault(part["stream"], []).append(span)
-    steps = 0
-    for parts in spans.values():
-        end = 0
-        for first, last in sorted(parts):
-            steps += max(0, last - max(first, end))
-            end = max(end, last)
-    tokens = steps * path[0]["tokens_per_step"]
-    return tokens if corpus_tokens is None else min(tokens, corpus_tokens)

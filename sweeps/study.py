@@ -14,13 +14,14 @@ from functools import lru_cache
 from typing import Any
 
 from moe.data import open_data
-from sweeps.cell import Cell, data_json, resolve, row, unique_tokens
+from sweeps.cell import Cell, data_json, resolve
 from sweeps.config import PlanMode, SweepConfig, TrackingKind, parse_sweep
 from sweeps.execute import Execution, Executor, Status, execute
 from sweeps.executors import Executors
 from sweeps.plan import Plan, make_plan
 from sweeps.progress import View
 from sweeps.provenance import git_commit, versions
+from sweeps.row import row, unique_tokens
 from sweeps.store import Store
 
 REPLANS = 5  # rounds in which corrupt states are set aside and derived again

@@ -94,6 +94,13 @@ class Trajectory:
             return 0
         return self.parent.trajectory.data_start + self.parent.step
 
+    @cached_property
+    def num_copies(self) -> int:
+        """How many experts have one origin since the last growth in width; 1 if none have."""
+        if self.operator.widens:
+            return self.operator.width_factor if self.operator.width_method.makes_twins else 1
+        return 1 if self.parent is None else self.parent.trajectory.num_copies
+
     @property
     def slug(self) -> str:
         """A few readable words for the folder's name; no part of the identity."""
@@ -103,7 +110,8 @@ class Trajectory:
         else:
             words.insert(0, f"at{self.parent.step}")
             if self.operator.grows:
-                words.insert(1, self.operator.method.value)
+                method, width = self.operator.method, self.operator.width_method
+                words.insert(1, (method if self.operator.deepens else width).value)
         return "-".join(words)
 
     def at(self, step: int) -> "Address":
@@ -177,8 +185,8 @@ def child(
     Equal arguments give the same object, so that an id is hashed once however many cells share it.
     """
     operator = operator or Operator()
-    if optimizer_state is OptimizerState.RESCALE and operator.width_factor == 1:
-        optimizer_state = OptimizerState.COPY  # nothing was duplicated, so nothing is rescaled
+    if optimizer_state is OptimizerState.RESCALE and not operator.width_method.shares_gradient:
+        optimizer_state = OptimizerState.COPY  # no copies share a gradient, so nothing is rescaled
     return Trajectory(
         kind=kind,
         model=operator.apply_to(source.model) if operator.grows else source.model,

@@ -14,18 +14,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from moe import flops
-from moe.checkpoint import CorruptState, State, load_state, promote_state, save_state
+from moe.checkpoint import (
+    CorruptState,
+    State,
+    load_state,
+    load_tensors,
+    promote_state,
+    save_state,
+    save_tensors,
+)
 from moe.data import Data, open_data
+from moe.diagnostics import sample_moments
 from moe.evaluate import evaluate
 from moe.files import append_lines, keep_lines, read_json, write_json
-from moe.growth import grow_moments, grow_weights
+from moe.growth import Tensors, grow_moments, grow_weights
+from moe.growth_report import growth_report
 from moe.train import Diverged, Trainer, initial_state
 from sweeps.outcome import Order, Outcome, Result
 from sweeps.store import Busy, Store
+from sweeps.trajectory import Kind
 
+_PROBE_SEQUENCES = 4  # of each family, on which a growth is measured
 FLUSH_S = 0.5  # metrics reach the disk, and with it the live view, this often
 
 
@@ -165,12 +177,41 @@ class _Task:
         except CorruptState as corrupt:
             self._set_aside(folder, corrupt)
             raise
-        model = parent.trajectory.model
-        return State(
-            step=0,
-            weights=grow_weights(model, trajectory.operator, source.weights),
-            moments=grow_moments(model, trajectory.operator, trajectory.optimizer_state, source.moments),
+        model, operator = parent.trajectory.model, trajectory.operator
+        weights = grow_weights(model, operator, source.weights)
+        moments = grow_moments(model, operator, trajectory.optimizer_state, source.moments)
+        if trajectory.kind is Kind.BRANCH:
+            save_tensors(self._moments_before, sample_moments(model, operator, source.moments))
+        if operator.grows:
+            self._report_growth(source, weights)
+        return State(step=0, weights=weights, moments=moments)
+
+    @property
+    def _moments_before(self) -> Path:
+        return self.folder / "states" / "moments_before.safetensors"
+
+    def _report_growth(self, source: State, grown: Tensors) -> None:
+        """Writes growth.json: what the operator promised and what it did, on held-out tokens."""
+        parent, trajectory = self.trajectory.parent, self.trajectory
+        assert parent is not None
+        held_out = self.data.held_out(_PROBE_SEQUENCES, trajectory.train.seq_len)
+        tokens_BT1 = torch.from_numpy(np.concatenate([held_out[name] for name in sorted(held_out)]))
+        report = growth_report(
+            parent.trajectory.model,
+            trajectory.operator,
+            source.weights,
+            grown,
+            tokens_BT1,
+            precision=trajectory.train.precision,
+            device=self.options.device,
         )
+        record = {
+            "parent": str(parent),
+            "operator": trajectory.identity["operator"],
+            "optimizer_state": trajectory.optimizer_state.value,
+            "sunk_flops": parent.flops,
+        }
+        write_json(self.folder / "states" / "growth.json", record | report)
 
     def _set_aside(self, folder: Path, corrupt: CorruptState) -> None:
         aside = folder.with_name(f".corrupt-{folder.name}-{time.time_ns()}")
@@ -202,6 +243,8 @@ class _Task:
             batches,
             state,
             self.options.device,
+            num_copies=self.trajectory.num_copies,
+            moments_before=load_tensors(self._moments_before) if self._moments_before.exists() else None,
         )
 
     def _train(self, trainer: Trainer) -> None:
@@ -271,8 +314,6 @@ class _Task:
         self._flush()
         transient = transient and not self._is_kept(trainer.step)
         folder = self.store.state_folder(self.trajectory.id, trainer.step)
-        if trainer.step == 0 and self.trajectory.operator.grows:
-            write_json(folder.with_name("growth.json"), self._growth_record())
         save_state(
             folder,
             trainer.state(),
@@ -284,26 +325,6 @@ class _Task:
         before, self.transient = self.transient, trainer.step if transient else None
         if before is not None and before != trainer.step:
             _remove_state(self.store.state_folder(self.trajectory.id, before))
-
-    def _growth_record(self) -> dict[str, Any]:
-        parent, model = self.trajectory.parent, self.trajectory.model
-        assert parent is not None
-        seq_len = self.trajectory.train.seq_len
-        return {
-            "parent": str(parent),
-            "operator": self.trajectory.identity["operator"],
-            "optimizer_state": self.trajectory.optimizer_state.value,
-            "sunk_flops": parent.flops,
-            **{
-                f"{when}_{name}": value
-                for when, shape in (("before", parent.trajectory.model), ("after", model))
-                for name, value in (
-                    ("total_params", flops.total_params(shape)),
-                    ("activated_params", flops.activated_params(shape)),
-                    ("train_flops_per_token", flops.train_flops_per_token(shape, seq_len)),
-                )
-            },
-        }
 
     def _evaluate_suites(self, trainer: Trainer) -> None:
         evaluated = self.store.evaluated(self.trajectory.id)

@@ -57,7 +57,8 @@ def knowing(data, num_items: int) -> Table:
 
 
 def tiny(vocab_size: int) -> MoETransformer:
-    sizes = dict.fromkeys((f.name for f in dataclasses.fields(ModelConfig)), 2)
+    required = (f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING)
+    sizes: dict = dict.fromkeys(required, 2)
     sizes |= {"vocab_size": vocab_size, "hidden_size": 16, "head_dim": 8, "expert_hidden_size": 8}
     sizes |= {"num_experts": 4, "num_heads": 2, "num_kv_heads": 1, "rope_theta": 1e4, "norm_eps": 1e-6}
     return MoETransformer(ModelConfig(**sizes)).initialise(0)

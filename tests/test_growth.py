@@ -5,7 +5,7 @@ import pytest
 import tiny
 import torch
 
-from moe.growth import Moments, grow_moments, grow_weights, layer_sources
+from moe.growth import Moments, grow_moments, grow_weights
 from moe.model import MoETransformer
 from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.train import initial_state, language_loss
@@ -36,13 +36,13 @@ TOKENS = torch.randint(0, 400, (4, 16), generator=torch.Generator().manual_seed(
 
 
 def test_interposition_repeats_each_layer_in_place():
-    assert layer_sources(INTERPOSITION, 3, 2) == [0, 0, 1, 1, 2, 2]
-    assert layer_sources(INTERPOSITION, 2, 3) == [0, 0, 0, 1, 1, 1]
+    assert Operator(method=INTERPOSITION, depth_factor=2).layer_sources(3) == [0, 0, 1, 1, 2, 2]
+    assert Operator(method=INTERPOSITION, depth_factor=3).layer_sources(2) == [0, 0, 0, 1, 1, 1]
 
 
 def test_stack_repeats_the_whole_block():
-    assert layer_sources(STACK, 3, 2) == [0, 1, 2, 0, 1, 2]
-    assert layer_sources(STACK, 2, 3) == [0, 1, 0, 1, 0, 1]
+    assert Operator(method=STACK, depth_factor=2).layer_sources(3) == [0, 1, 2, 0, 1, 2]
+    assert Operator(method=STACK, depth_factor=3).layer_sources(2) == [0, 1, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])

@@ -8,7 +8,16 @@ import tiny
 from moe.config import EvaluateConfig, ModelConfig, TrainConfig
 from moe.data import WorldConfig
 from sweeps.cell import resolve
-from sweeps.config import BudgetConfig, GrowthConfig, LaunchConfig, TrackingConfig, TrunkConfig, parse_sweep
+from sweeps.config import (
+    BudgetConfig,
+    GrowthConfig,
+    LaunchConfig,
+    OperatorConfig,
+    ThenConfig,
+    TrackingConfig,
+    TrunkConfig,
+    parse_sweep,
+)
 
 # Another legal value for each field. A field that is missing here fails its test: decide what it is.
 MODEL = {
@@ -23,6 +32,22 @@ MODEL = {
     "expert_hidden_size": 4,
     "rope_theta": 5e3,
     "norm_eps": 1e-5,
+    "gate": "sigmoid",
+    "route_scale": 2.0,
+    "selection_bias_rate": 0.01,
+    "num_groups": 2,
+    "top_k_groups": 2,
+    "capacity_factor": 1.5,
+    "num_shared_experts": 1,
+    "num_dense_layers": 1,
+    "dense_hidden_size": 12,
+    "norm_placement": "post",
+    "residual_base_layers": 2,
+}
+NEEDS = {  # what a field's other value goes with
+    "top_k_groups": {"model__num_groups": 2},
+    "num_dense_layers": {"model__dense_hidden_size": 8, "model__num_dense_layers": 2},
+    "dense_hidden_size": {"model__dense_hidden_size": 8, "model__num_dense_layers": 1},
 }
 TRAIN = {
     "batch_size": 3,
@@ -49,7 +74,21 @@ BRANCH = {  # fields that make another branch of the same trunk
     "warmup_steps": 7,
     "lr": 1e-3,
     "seed": 5,
+    "keep_first": 1,
+    "keep_last": 1,
+    "layer_map": [0, 0, 1, 1, 1],
+    "copies": "zeroed",
+    "router_noise_scale": 0.2,
+    "drop_fraction": 0.25,
+    "then": {**tiny.composed("growth=width")["growth"], "after_extra_flops": 1e7},
 }
+for key in ("step", "optimizer_state", "warmup_steps", "lr", "seed"):
+    del BRANCH["then"][key]
+BRANCH_NEEDS = {
+    "layer_map": {"growth__method": "layer_map", "growth__layer_map": [0, 1, 1]},
+    "drop_fraction": {"growth__width_method": "drop_upcycle"},
+}
+THEN = {"after_extra_flops": 2e7, "optimizer_state": "copy", "warmup_steps": 7, "lr": 1e-3, "seed": 5}
 LAUNCH = {
     "executor": "ray",
     "store": "elsewhere",
@@ -74,6 +113,10 @@ def test_no_field_is_without_a_class():
     ):
         assert {f.name for f in dataclasses.fields(cls)} == set(values)
     assert {f.name for f in dataclasses.fields(GrowthConfig)} == {*BRANCH, "step"}
+    own = {f.name for f in dataclasses.fields(ThenConfig)} - {
+        f.name for f in dataclasses.fields(OperatorConfig)
+    }
+    assert own == set(THEN)
     assert {f.name for f in dataclasses.fields(TrunkConfig)} == {"steps", "decay_from"}
     assert {f.name for f in dataclasses.fields(BudgetConfig)} == {
         "extra_flops",
@@ -88,9 +131,10 @@ def test_no_field_is_without_a_class():
     *(("train", field, value) for field, value in TRAIN.items()),
 ])  # fmt: skip
 def test_every_science_field_changes_the_id(section, field, value):
-    more = {"budget__decay_fraction": 0.0}
+    more = {"budget__decay_fraction": 0.0, **NEEDS.get(field, {})}
+    more |= {"growth__width_method": "none", "growth__method": "interposition"}  # which suits all of them
     before = tiny.cell(**more)
-    after = tiny.cell(**more, **{f"{section}__{field}": value})
+    after = tiny.cell(**(more | {f"{section}__{field}": value}))
     assert before.trunk.id != after.trunk.id
     assert before.leaf.trajectory.id != after.leaf.trajectory.id
 
@@ -123,9 +167,20 @@ def test_every_field_of_the_data_changes_the_id():
 
 @pytest.mark.parametrize(("field", "value"), BRANCH.items())
 def test_sweeping_the_growth_shares_one_trunk(field, value):
-    before, after = tiny.cell(), tiny.cell(**{f"growth__{field}": value})
+    needs = BRANCH_NEEDS.get(field, {})
+    before, after = tiny.cell(**needs), tiny.cell(**(needs | {f"growth__{field}": value}))
     assert before.trunk.id == after.trunk.id
-    assert before.start.trajectory.id != after.start.trajectory.id
+    assert before.leaf.trajectory.id != after.leaf.trajectory.id
+
+
+@pytest.mark.parametrize(("field", "value"), THEN.items())
+def test_sweeping_a_further_growth_shares_the_branch_before_it(field, value):
+    first = {"growth__then__after_extra_flops": 1e7}
+    before, after = (
+        tiny.cell("growth=chain", **(first | more)) for more in ({}, {f"growth__then__{field}": value})
+    )
+    assert before.start.trajectory.id == after.start.trajectory.id
+    assert before.leaf.trajectory.id != after.leaf.trajectory.id
 
 
 @pytest.mark.parametrize(("field", "value"), [

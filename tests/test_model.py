@@ -9,6 +9,10 @@ from moe.model import MoETransformer, RMSNorm, _RMSNorm, _Turn
 from moe.router import Experts, route
 
 
+def gates(top_k, num_experts=4, **fields):
+    return tiny.model(num_experts=num_experts, top_k=top_k, **fields)
+
+
 def random_experts(num_experts=4, size=6, hidden=5, dtype=torch.float64):
     experts = Experts(num_experts, size, hidden).to(dtype)
     generator = torch.Generator().manual_seed(0)
@@ -25,7 +29,7 @@ def test_sorted_experts_equal_the_dense_oracle_in_value_and_gradient(top_k):
     probe_ND = torch.randn(20, 6, dtype=torch.float64)
     results = []
     for path in (experts.forward, experts.dense):
-        y_ND = path(x_ND, route(logits_NE, top_k))
+        y_ND = path(x_ND, route(logits_NE, gates(top_k)))
         gradients = torch.autograd.grad((y_ND * probe_ND).sum(), [x_ND, logits_NE, *experts.parameters()])
         results.append((y_ND, *gradients))
     for ours, oracle in zip(*results, strict=True):
@@ -35,14 +39,14 @@ def test_sorted_experts_equal_the_dense_oracle_in_value_and_gradient(top_k):
 def test_an_expert_that_nobody_chooses_gets_no_gradient():
     experts, x_ND = random_experts(), torch.randn(8, 6, dtype=torch.float64)
     logits_NE = torch.zeros(8, 4).index_fill(1, torch.tensor([3]), -50.0)
-    experts(x_ND, route(logits_NE, 1)).sum().backward()
+    experts(x_ND, route(logits_NE, gates(1))).sum().backward()
     assert experts.w_in_EGD.grad is not None
     assert experts.w_in_EGD.grad[3].abs().max() == 0
 
 
 def test_gates_sum_to_one_and_a_balanced_load_costs_one():
     logits_NE = torch.eye(4).repeat(3, 1) * 5
-    routing = route(logits_NE, 1)
+    routing = route(logits_NE, gates(1))
     torch.testing.assert_close(routing.gates_Nk.sum(-1), torch.ones(12))
     assert routing.load_E.tolist() == [0.25] * 4
     assert routing.load_balance_loss.item() == pytest.approx(1.0)
@@ -51,7 +55,8 @@ def test_gates_sum_to_one_and_a_balanced_load_costs_one():
 def test_router_losses_do_not_see_exact_duplication():
     """E→2E, k→2k: the load-balance loss is normalised by k and z by ln E."""
     logits_NE = torch.randn(50, 4)
-    before, after = route(logits_NE, 2), route(logits_NE.repeat(1, 2), 4)
+    before = route(logits_NE, gates(2))
+    after = route(logits_NE.repeat(1, 2), gates(4, num_experts=8))
     torch.testing.assert_close(before.load_balance_loss, after.load_balance_loss)
     torch.testing.assert_close(before.z_loss, after.z_loss)
 

@@ -5,8 +5,10 @@ import itertools
 import pytest
 import tiny
 
-from sweeps.cell import Control, all_cells, row, unique_tokens
+from sweeps.cell import all_cells
+from sweeps.config import Control
 from sweeps.plan import make_plan
+from sweeps.row import row, unique_tokens
 from sweeps.trajectory import Kind, from_identity
 
 

@@ -109,7 +109,7 @@ def test_a_failure_is_exit_code_1_and_named(tmp_path):
     code = f"""
 import runpy, sys
 import sweeps.worker
-def broken(*args):
+def broken(*args, **options):
     raise RuntimeError("the trunk cannot be trained")
 sweeps.worker.Trainer = broken
 sys.argv = sys.argv[1:]

@@ -159,7 +159,9 @@ def test_a_busy_trajectory_is_an_event_and_not_a_wait(trunk):
 
 def test_a_failing_task_keeps_its_traceback(trunk, monkeypatch):
     store, trajectory, do = trunk
-    monkeypatch.setattr("sweeps.worker.Trainer", lambda *a: (_ for _ in ()).throw(RuntimeError("no luck")))
+    monkeypatch.setattr(
+        "sweeps.worker.Trainer", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no luck"))
+    )
     outcome = do(3)
     assert outcome.result is Result.FAILED
     assert "RuntimeError: no luck" in outcome.error

@@ -1,0 +1,150 @@
+"""What one growth did: the promise, the jump, and what each part of the operator had in it."""
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe import flops
+from moe.config import ModelConfig, Precision
+from moe.diagnostics import feed_forward_norms
+from moe.growth import Tensors, grow_weights
+from moe.model import MoETransformer
+from moe.operator import Operator
+from moe.train import autocast
+
+PARTS = ("depth copy", "width copy", "expert noise", "router noise")
+
+
+@torch.no_grad()
+def growth_report(
+    model: ModelConfig,
+    operator: Operator,
+    source: Tensors,
+    grown: Tensors,
+    tokens_BT1: Tensor,
+    *,
+    precision: Precision = Precision.FP32,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Plain JSON: `exactness` as predicted, and on a probe batch [B, T+1] the loss (nats per token) and
+    max |Δlogit| of the whole growth and of each of its `PARTS`, added one after the other.
+
+    Also the effective noise scale, parameters and FLOPs per token before and after, and the weight norm of
+    each layer's experts (Table 2 of arXiv 2510.08008 shows it around the seam).
+    """
+    tokens_BT1 = tokens_BT1.to(device)
+    before = _Measured.of(model, source, tokens_BT1, precision, device)
+    jump, previous = [], before
+    for part, partly in _stages(operator):
+        weights = grown if partly == operator else grow_weights(model, partly, source)
+        now = _Measured.of(partly.apply_to(model), weights, tokens_BT1, precision, device)
+        jump.append(
+            {
+                "part": part,
+                "loss_change": _number(now.loss - previous.loss),
+                "max_logit_change": _apart(now, previous),
+            }
+        )
+        previous = now
+    after, grown_model = previous, operator.apply_to(model)
+    return {
+        "exactness": operator.exactness(model).value,
+        "probe_tokens": tokens_BT1[:, 1:].numel(),
+        "loss_before": _number(before.loss),
+        "loss_after": _number(after.loss),
+        "max_logit_change": _apart(after, before),
+        "jump": jump,
+        "effective_noise_scale": effective_noise_scale(operator, source, grown, precision),
+        "expert_weight_norm": {"before": before.norms, "after": after.norms},
+        "before": _sizes(model, tokens_BT1.shape[1] - 1),
+        "after": _sizes(grown_model, tokens_BT1.shape[1] - 1),
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Measured:
+    loss: float
+    logits_BTV: Tensor
+    norms: list[float]
+
+    @classmethod
+    def of(
+        cls, model: ModelConfig, weights: Tensors, tokens_BT1: Tensor, precision: Precision, device: str
+    ) -> "_Measured":
+        network = MoETransformer(model).to(device)
+        network.load_state_dict(weights)
+        with autocast(precision, device):
+            logits_BTV = network(tokens_BT1[:, :-1]).float()
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
+        norms = [round(norm, 6) for norm in feed_forward_norms(network).tolist()]
+        return cls(loss.item(), logits_BTV, norms)
+
+
+def _apart(a: _Measured, b: _Measured) -> float | None:
+    return _number((a.logits_BTV - b.logits_BTV).abs().max().item())
+
+
+def _number(value: float) -> float | None:
+    """Six digits; a missing measurement is missing: JSON has no infinity."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _stages(operator: Operator) -> list[tuple[str, Operator]]:
+    """Each part of the operator with all before it; parts that do nothing are left out."""
+    stages = []
+    if operator.deepens:
+        stages.append((PARTS[0], operator.without_width()))
+    if operator.widens:
+        stages.append((PARTS[1], dataclasses.replace(operator, noise_scale=0.0, router_noise_scale=None)))
+        if operator.noise_scale > 0:
+            stages.append((PARTS[2], dataclasses.replace(operator, router_noise_scale=0.0)))
+        if operator.router_noise > 0:
+            stages.append((PARTS[3], operator))
+    name, _ = stages[-1]  # the whole operator, whatever its last part is called
+    return [*stages[:-1], (name, operator)]
+
+
+def effective_noise_scale(
+    operator: Operator, source: Tensors, grown: Tensors, precision: Precision
+) -> dict[str, float | None]:
+    """The α that a forward pass sees: std of (copy − source) over that of the source, a mean over tensors.
+
+    In bf16 the products read rounded weights, and small noise is mostly rounding: `unchanged` is the share of
+    the copied experts' weights that noise did not move. None where nothing was copied whole.
+    """
+    method, m = operator.width_method, operator.width_factor
+    if not method.makes_twins or operator.drop_fraction > 0:
+        return {"experts": None, "router": None, "unchanged": None}
+    read = torch.bfloat16 if precision is Precision.BF16 else torch.float32
+    experts, router, unchanged = [], [], []
+    for name, tensor in grown.items():
+        if ".moe.experts." in name:
+            first, rest = _twins(tensor.to(read).float(), m)
+            experts.append((rest - first).std() / first.std())
+            unchanged.append((rest == first).float().mean())
+        elif ".moe.router." in name:
+            first, rest = _twins(tensor, m)
+            router.append((rest - first).std() / first.std())
+    means = {"experts": experts, "router": router, "unchanged": unchanged}
+    return {name: _number(torch.stack(values).mean().item()) for name, values in means.items()}
+
+
+def _twins(tensor: Tensor, num_copies: int) -> tuple[Tensor, Tensor]:
+    """The sources [1, E, ...] and their copies [m-1, E, ...]."""
+    first, rest = tensor.unflatten(0, (num_copies, -1)).split([1, num_copies - 1])
+    return first, rest
+
+
+def _sizes(model: ModelConfig, seq_len: int) -> dict[str, float]:
+    return {
+        "num_layers": model.num_layers,
+        "num_experts": model.num_experts,
+        "top_k": model.top_k,
+        "total_params": flops.total_params(model),
+        "activated_params": flops.activated_params(model),
+        "train_flops_per_token": flops.train_flops_per_token(model, seq_len),
+    }
