@@ -34,6 +34,8 @@ bench: setup
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/planner.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/diagnostics.py
 
 clean:
 	rm -rf $(VENV) *.egg-info

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from moe import flops
@@ -21,16 +22,17 @@ from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.plain import parse
 from moe.train import Trainer, initial_state
 
-CONF = Path(__file__).parent.parent / "conf"
+CONF = Path(__file__).resolve().parent.parent / "conf"
 VOCAB_SIZE = 512
 
 
 def load(model: str) -> tuple[ModelConfig, TrainConfig]:
     """A preset of conf/model with the default training."""
-    section = OmegaConf.load(CONF / "model" / f"{model}.yaml")
-    section.vocab_size = VOCAB_SIZE
-    train = OmegaConf.to_container(OmegaConf.load(CONF / "train" / "default.yaml"))
-    return parse(ModelConfig, OmegaConf.to_container(section)), parse(TrainConfig, train)
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"model={model}", f"model.vocab_size={VOCAB_SIZE}"])
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return parse(ModelConfig, plain["model"]), parse(TrainConfig, plain["train"])
 
 
 def ours(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Callable[[], None]:

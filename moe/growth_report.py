@@ -58,7 +58,7 @@ def growth_report(
         "loss_after": _number(after.loss),
         "max_logit_change": _apart(after, before),
         "jump": jump,
-        "effective_noise_scale": effective_noise_scale(operator, source, grown, precision),
+        "effective_noise_scale": effective_noise_scale(operator, grown, precision),
         "expert_weight_norm": {"before": before.norms, "after": after.norms},
         "before": _sizes(model, tokens_BT1.shape[1] - 1),
         "after": _sizes(grown_model, tokens_BT1.shape[1] - 1),
@@ -109,7 +109,7 @@ def _stages(operator: Operator) -> list[tuple[str, Operator]]:
 
 
 def effective_noise_scale(
-    operator: Operator, source: Tensors, grown: Tensors, precision: Precision
+    operator: Operator, grown: Tensors, precision: Precision
 ) -> dict[str, float | None]:
     """The α that a forward pass sees: std of (copy − source) over that of the source, a mean over tensors.
 

@@ -120,6 +120,12 @@ class Operator:
         """α of the router rows."""
         return self.noise_scale if self.router_noise_scale is None else self.router_noise_scale
 
+    @property
+    def label(self) -> str:
+        """The operators in words: "interposition + duplicate"; "none" if it does not grow."""
+        parts = [self.method.value] * self.deepens + [self.width_method.value] * self.widens
+        return " + ".join(parts) or "none"
+
     def without_width(self) -> "Operator":
         """The growth in depth alone."""
         return dataclasses.replace(

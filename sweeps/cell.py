@@ -74,6 +74,11 @@ class Cell:
         """The state just after the first growth."""
         return self.growths[0][1] if self.growths else None
 
+    @property
+    def growth(self) -> str:
+        """Its growths in words and in order: "interposition → duplicate"."""
+        return " → ".join(start.trajectory.operator.label for _, start in self.growths)
+
     def states(self) -> dict[str, Address]:
         """The evaluated states by role; those of a second growth are `base_2` and `start_2`."""
         roles = {}

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sweeps.cell import BRANCH, SCRATCH, Cell
+from sweeps.cell import BRANCH, Cell
 from sweeps.config import Control
 from sweeps.execute import Execution, Status
 from sweeps.outcome import Outcome
@@ -113,7 +113,7 @@ def describe(task: Task) -> str:
     words = [trajectory.kind.value]
     if trajectory.kind is Kind.BRANCH:
         assert trajectory.parent is not None
-        how = trajectory.operator.method.value if trajectory.operator.grows else "sham"
+        how = trajectory.operator.label if trajectory.operator.grows else "sham"
         words.append(f"{how} at step {trajectory.parent.step}")
     if trajectory.kind is Kind.ANNEAL:
         assert trajectory.parent is not None
@@ -212,10 +212,11 @@ class _Bars(Progress):
 
 def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:
     table = Table(title=None, box=None, pad_edge=False)
-    columns = ["growth.step", "method", "seed", "sunk FLOPs", "base", "start", "final", "± se"]
+    columns = ["growth.step", "growth", *_swept(plan.requested), "seed", "sunk FLOPs"]
+    columns += ["base", "start", "final", "± se"]
     columns += [c.value for c in Control if any(c in cell.controls for cell in plan.requested)]
     for name in [*columns, "status"]:
-        table.add_column(name, justify="left" if name in ("method", "status") else "right")
+        table.add_column(name, justify="left" if name in ("growth", "status") else "right")
     seen: set[str] = set()
     for cell in plan.requested[:MAX_ROWS]:
         if cell.id not in seen:
@@ -227,14 +228,12 @@ def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:
 
 
 def _result_row(cell: Cell, store: Store, columns: list[str]) -> list[str]:
-    operator = cell.start.trajectory.operator if cell.start else None
-    names = [operator.method.value, operator.width_method.value] if operator else []
-    method = "+".join(name for name in names if name != "none") or SCRATCH
     accs = {role: _score(store, cell, key) for role, key in cell.states().items()}
     controls = {str(c): _score(store, other, other.leaf) for c, other in cell.controls.items()}
     fixed = {
         "growth.step": str(cell.config.growth.step),
-        "method": method if cell.kind == BRANCH else cell.kind,
+        "growth": cell.growth if cell.kind == BRANCH else cell.kind,
+        **{name: str(getattr(cell.config.growth, name)) for name in _growth_fields(cell)},
         "seed": str(cell.config.seed),
         "sunk FLOPs": f"{cell.sunk_flops:.3g}",
         "± se": _score(store, cell, cell.leaf, "acc_se"),
@@ -270,6 +269,12 @@ def _collapse_notes(plan: Plan) -> list[str]:
 
 def _growth_fields(cell: Cell) -> list[str]:
     return [name for name in cell.config.growth.__dataclass_fields__ if name != "step"]
+
+
+def _swept(cells: list[Cell]) -> list[str]:
+    """The growth settings that differ among cells and that the operators' names do not tell."""
+    told = ("method", "width_method", "then")
+    return [name for name in _growth_fields(cells[0]) if name not in told and len(_values(cells, name)) > 1]
 
 
 def _values(cells: list[Cell], key: str) -> list[str]:

@@ -70,7 +70,7 @@ def _growth_columns(cell: Cell) -> dict[str, Any]:
     layers = cell.leaf.trajectory.model.num_layers / cell.config.model.num_layers
     later = cell.growths[1:]
     return {
-        "growth": " → ".join(_name(o) for o in shown) if grows else None,
+        "growth": cell.growth if grows else None,
         "growth_flops": [base.flops for base, _ in cell.growths] if grows else [],
         "method": _in_order(o.method for o in shown),
         "depth_factor": (
@@ -90,12 +90,6 @@ def _growth_columns(cell: Cell) -> dict[str, Any]:
         "growth_seed": next((o.seed for o in shown if o.seed is not None), None),
         "then_after_flops": later[0][0].flops - cell.growths[0][0].flops if later else None,
     }
-
-
-def _name(operator: Operator) -> str:
-    """The operator in words: "interposition + duplicate"."""
-    parts = [operator.method.value] * operator.deepens + [operator.width_method.value] * operator.widens
-    return " + ".join(parts)
 
 
 def _in_order(methods: Iterable[DepthMethod | WidthMethod]) -> str:

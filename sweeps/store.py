@@ -158,6 +158,12 @@ class Store:
         whole = [name for name in names if (folder / "states" / name / "DONE.json").exists()]
         return sorted(int(name.removeprefix("step_")) for name in whole)
 
+    def growth(self, trajectory_id: str) -> dict[str, Any] | None:
+        """What was recorded when the trajectory's first state was grown; None for what never was."""
+        folder = self.folder(trajectory_id)
+        path = folder / "states" / "growth.json" if folder else None
+        return read_json(path) if path and path.exists() else None
+
     # -- lines -------------------------------------------------------------------------------------------
 
     def metrics(self, trajectory_id: str) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from moe.plain import canonical_json, digest, parse, to_plain
 
 # Raised when the numerics of a kind change: states made before then have other ids.
 INIT_VERSION = 1
-CHILD_VERSION = 1
+CHILD_VERSION = 2  # 2: noise is drawn in chunks with a stream each
 
 
 class Kind(StrEnum):

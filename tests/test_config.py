@@ -143,3 +143,24 @@ def test_every_model_field_is_checked():
         wrong = -1 if may_be_zero else 0
         with pytest.raises(ValueError, match=field.name):
             tiny.model(**{field.name: float(wrong) if "float" in str(field.type) else wrong})
+
+
+@pytest.mark.parametrize(("fields", "match"), [
+    ({"growth__noise_scale": -0.1}, r"growth.noise_scale=-0.1 must not be negative"),
+    ({"growth__noise_scale": float("nan")}, r"growth.noise_scale=nan must be a finite number"),
+    ({"growth__router_noise_scale": -1.0}, r"growth.router_noise_scale=-1.0 must not be negative"),
+    ({"growth__keep_first": -1}, r"growth.keep_first=-1 must not be negative"),
+    ({"growth__keep_first": 1, "growth__keep_last": 1}, r"keep_first=1 and growth.keep_last=1 keep all"),
+    ({"growth__method": "layer_map"}, r"layer_map=null with growth.method=layer_map.*set both or neither"),
+    ({"growth__layer_map": [0, 1, 1]}, r"layer_map=\[0, 1, 1\] with growth.method=interposition"),
+    ({"growth__method": "layer_map", "growth__layer_map": [0, 1, 2]}, r"layer_map holds 2, but"),
+    ({"growth__method": "layer_map", "growth__layer_map": [0, 1]}, r"has 2 entries.*give at least 3"),
+    ({"growth__width_method": "drop_upcycle", "growth__drop_fraction": 0.0}, r"drop_fraction=0.0 must lie"),
+    ({"model__num_dense_layers": 2, "model__dense_hidden_size": 8}, r"needs layers with experts"),
+    ({"model__capacity_factor": 1.25}, r"model.capacity_factor=1.25.*set model.capacity_factor=null"),
+    ({"model__num_groups": 2, "model__top_k_groups": 3}, r"model.top_k_groups=3 of model.num_groups=2"),
+    ({"model__num_groups": 3}, r"model.num_groups=3 must divide model.num_experts=4"),
+    ({"model__dense_hidden_size": 8}, r"dense_hidden_size=8 with model.num_dense_layers=0"),
+])  # fmt: skip
+def test_a_growth_that_cannot_be_is_refused_before_any_work(fields, match):
+    refuse(match, **fields)

@@ -1,11 +1,15 @@
 """Laws of the growth operators (arXiv 2510.08008 §3)."""
 
+import dataclasses
+import hashlib
+from unittest import mock
+
 import numpy as np
 import pytest
 import tiny
 import torch
 
-from moe.growth import Moments, grow_moments, grow_weights
+from moe.growth import Moments, _draw_normal, grow_moments, grow_weights
 from moe.model import MoETransformer
 from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.train import initial_state, language_loss
@@ -93,6 +97,43 @@ def test_noise_touches_only_the_copies(source):
             assert not torch.equal(grown[name][4:], tensor)
         else:
             assert torch.equal(grown[name], tensor)
+
+
+def test_noise_is_what_its_law_says(source):
+    """By hand: a stream is the SHA-256 of seed/noise/name, then of the chunk; copy = source + α·σ·N(0, 1)."""
+    config, weights = source
+    name = "layers.1.moe.experts.w_out_EDH"
+    grown = grow_weights(config, wide(0.25, seed=11, factor=3), weights)[name]
+
+    def stream(*names) -> int:
+        text = "/".join(str(part) for part in names).encode()
+        return int(hashlib.sha256(text).hexdigest()[:16], 16) >> 1
+
+    seed = stream(stream(11, "noise", name), 0)
+    numbers = torch.randn(2 * 4 * 16 * 8, generator=torch.Generator().manual_seed(seed)).numpy()
+    old = weights[name].numpy().astype(np.float64)
+    sigma = old.reshape(4, -1).std(axis=1, ddof=1)[None, :, None, None]
+    expected = old + 0.25 * sigma * numbers.reshape(2, 4, 16, 8)
+    np.testing.assert_allclose(grown[4:].numpy().reshape(expected.shape), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_long_noise_is_the_same_for_any_number_of_threads():
+    out = []
+    for threads in (1, 3):
+        with mock.patch("torch.get_num_threads", return_value=threads):
+            out.append(_draw_normal(torch.empty(2_500_000), 5))
+    assert torch.equal(*out)
+    assert out[0].std().item() == pytest.approx(1.0, abs=0.01)
+    assert np.corrcoef(out[0][: 1 << 20], out[0][1 << 20 : 2 << 20])[0, 1] == pytest.approx(0, abs=0.01)
+
+
+def test_experts_and_router_have_a_noise_each(source):
+    config, weights = source
+    router, experts = "layers.0.moe.router.weight", "layers.0.moe.experts.w_in_EGD"
+    for scales, moved in (((0.1, 0.0), (True, False)), ((0.0, 0.1), (False, True))):
+        operator = dataclasses.replace(wide(scales[0], seed=0), router_noise_scale=scales[1])
+        grown = grow_weights(config, operator, weights)
+        assert tuple(not torch.equal(grown[n][4:], weights[n]) for n in (experts, router)) == moved
 
 
 def test_noise_has_the_stated_scale():

@@ -8,7 +8,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from moe.config import ModelConfig, TrainConfig
+from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.plain import parse
 from sweeps.cell import Cell, resolve
 from sweeps.config import parse_sweep
@@ -87,3 +87,7 @@ class Nothing:
 
     def diverged(self, trajectory_id: str) -> int | None:
         return None
+
+
+def constant(peak: float) -> LearningRate:
+    return LearningRate(schedule=Schedule.CONSTANT, peak=peak)
