@@ -29,12 +29,13 @@ def diagnose(model: MoETransformer, routings: list[Routing], num_copies: int = 1
     """
     dense = model.config.num_dense_layers
     loads_LE = torch.stack([r.load_E for r in routings]) if routings else torch.empty(0, 1)
+    entropies_L = torch.stack([r.entropy for r in routings]) if routings else torch.empty(0)
     entropy_L = -torch.special.xlogy(loads_LE, loads_LE).sum(1) / math.log(max(2, loads_LE.shape[1]))
     line: dict[str, Any] = {
         "expert_weight_norm": _rounded(feed_forward_norms(model)),
         "expert_load": [None] * dense + [[round(x, 4) for x in load_E] for load_E in loads_LE.tolist()],
         "expert_load_entropy": [None] * dense + _rounded(entropy_L),
-        "router_entropy": [None] * dense + _rounded(torch.tensor([r.entropy for r in routings])),
+        "router_entropy": [None] * dense + _rounded(entropies_L),
     }
     if num_copies > 1:
         cosine_L, distance_L = twin_divergence(model, num_copies)

@@ -15,10 +15,10 @@ from moe import flops
 from moe.config import EvaluateConfig, LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.data import DataConfig, data_identity
 from moe.evaluate import eval_id
-from moe.operator import Operator, OptimizerState
+from moe.operator import Operator
 from moe.plain import canonical_json, check, digest
-from moe.seeds import derive_seed
 from sweeps.config import Control, SweepConfig
+from sweeps.growth import Stage, stages_of
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Kind, Trajectory, child
 
@@ -128,36 +128,8 @@ def resolve(config: SweepConfig) -> Cell:
     return cell
 
 
-class _Stage(NamedTuple):
-    """One growth of a cell and how its branch trains; `after_extra_flops` counts from the first."""
-
-    operator: Operator
-    optimizer_state: OptimizerState
-    lr: float
-    warmup_steps: int
-    after_extra_flops: float = 0.0
-
-
-def _stages(config: SweepConfig) -> list[_Stage]:
-    """The growths of a configuration in their order; each draws from a stream of its own."""
-    growth = config.growth
-    seed = config.seed if growth.seed is None else growth.seed
-    lr = growth.lr or config.train.lr
-    stages = [_Stage(growth.operator(seed), growth.optimizer_state, lr, growth.warmup_steps)]
-    then = growth.then
-    while then is not None:
-        own_seed = derive_seed(seed, "growth", len(stages)) if then.seed is None else then.seed
-        stages.append(
-            _Stage(
-                operator=then.operator(own_seed),
-                optimizer_state=then.optimizer_state or growth.optimizer_state,
-                lr=then.lr or lr,
-                warmup_steps=growth.warmup_steps if then.warmup_steps is None else then.warmup_steps,
-                after_extra_flops=then.after_extra_flops,
-            )
-        )
-        then = then.then
-    return stages
+def _stages(config: SweepConfig) -> list[Stage]:
+    return stages_of(config.growth, config.seed, config.train.lr)
 
 
 def operators_of(config: SweepConfig) -> list[Operator]:
@@ -197,10 +169,12 @@ def _branch(
     if kind == Control.SHAM:  # the first growth's optimizer and rate, without its growth
         stages = [stages[0]._replace(operator=Operator())]
     growths, origin, spent = [], base, 0.0
-    for stage, following in pairwise(stages):
+    for nth, (stage, following) in enumerate(pairwise(stages), start=1):
         trajectory = _grown(config, origin, stage, None)
-        steps = flops.whole_steps(following.after_extra_flops - spent, trajectory.flops_per_step)
-        _check_chain(following.after_extra_flops, extra_flops, steps, trajectory.flops_per_step)
+        after = following.after_extra_flops
+        after = extra_flops * nth / len(stages) if after is None else after
+        steps = flops.whole_steps(after - spent, trajectory.flops_per_step)
+        _check_chain(after, extra_flops, steps, trajectory.flops_per_step)
         growths.append((origin, trajectory.at(0)))
         origin, spent = trajectory.at(steps), spent + steps * trajectory.flops_per_step
     if len(stages) > 1 and anneal_flops is None:
@@ -214,7 +188,7 @@ def _branch(
     return Cell(kind=kind, config=config, trunk=trunk, growths=tuple(growths), stable=stable, leaf=leaf)
 
 
-def _grown(config: SweepConfig, origin: Address, stage: _Stage, total_steps: int | None) -> Trajectory:
+def _grown(config: SweepConfig, origin: Address, stage: Stage, total_steps: int | None) -> Trajectory:
     rate = _learning_rate(config.train.schedule, stage.lr, stage.warmup_steps, total_steps)
     return child(
         origin.trajectory,

@@ -11,8 +11,8 @@ from typing import Any
 
 from moe.config import AtGrowth, EvaluateConfig, ModelConfig, Schedule, TrainConfig
 from moe.data import DataConfig, TextConfig, parse_data
-from moe.operator import Copies, DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.plain import check, check_positive, parse
+from sweeps.growth import GrowthConfig
 
 
 class Control(StrEnum):
@@ -41,134 +41,6 @@ class TrackingMode(StrEnum):
 
 class PlanMode(StrEnum):
     ONLY = "only"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OperatorConfig:
-    """How a state grows (`moe/operator.py`), and the growth that follows it, if any.
-
-    `router_noise_scale` null is `noise_scale`. What a choice does not read has no effect.
-    """
-
-    method: DepthMethod
-    depth_factor: int
-    keep_first: int
-    keep_last: int
-    layer_map: tuple[int, ...] | None
-    copies: Copies
-    width_method: WidthMethod
-    width_factor: int
-    noise_scale: float
-    router_noise_scale: float | None
-    drop_fraction: float
-    then: "ThenConfig | None"
-
-    def check_operator(self, path: str) -> None:
-        deepens, widens = self.method is not DepthMethod.NONE, self.width_method is not WidthMethod.NONE
-        check(
-            deepens or widens,
-            f"{path}.method=none and {path}.width_method=none grow nothing; "
-            "choose one of them, or ask for controls: [sham]",
-        )
-        by_map = self.method is DepthMethod.LAYER_MAP
-        check(
-            not deepens or by_map or self.depth_factor >= 2,
-            f"{path}.depth_factor={self.depth_factor} must be at least 2, or set {path}.method=none",
-        )
-        check(
-            not widens or self.width_factor >= 2,
-            f"{path}.width_factor={self.width_factor} must be at least 2, or set {path}.width_method=none",
-        )
-        check(
-            by_map == (self.layer_map is not None),
-            f"{path}.layer_map={list(self.layer_map) if self.layer_map else 'null'} with {path}.method="
-            f"{self.method}: method layer_map reads it and no other does; set both or neither",
-        )
-        for name in ("keep_first", "keep_last", "noise_scale", "router_noise_scale"):
-            value = getattr(self, name)
-            check(value is None or value >= 0, f"{path}.{name}={value} must not be negative")
-        drops = self.width_method is WidthMethod.DROP_UPCYCLE
-        check(
-            not drops or 0 < self.drop_fraction <= 1,
-            f"{path}.drop_fraction={self.drop_fraction} must lie above 0 and at most at 1 for "
-            f"{path}.width_method=drop_upcycle; for 0 choose duplicate",
-        )
-
-    def operator(self, seed: int) -> Operator:
-        """The growth reduced to what acts, so that equal science has one id; `seed` is of what is drawn."""
-        deepens, by_map = self.method is not DepthMethod.NONE, self.method is DepthMethod.LAYER_MAP
-        widens, by_factor = self.width_method is not WidthMethod.NONE, deepens and not by_map
-        noise_scale = self.noise_scale if self.width_method.copies_experts else 0.0
-        router_noise = self.router_noise_scale if self.width_method.copies_experts else None
-        drops = self.width_method is WidthMethod.DROP_UPCYCLE
-        draws = (
-            noise_scale > 0
-            or (router_noise or 0.0) > 0
-            or drops
-            or self.method is DepthMethod.RANDOM
-            or self.width_method is WidthMethod.RANDOM_EXPERTS
-        )
-        return Operator(
-            method=self.method,
-            depth_factor=self.depth_factor if by_factor else 1,
-            width_method=self.width_method,
-            width_factor=self.width_factor if widens else 1,
-            noise_scale=noise_scale,
-            seed=seed if draws else None,
-            keep_first=self.keep_first if by_factor else 0,
-            keep_last=self.keep_last if by_factor else 0,
-            layer_map=self.layer_map,
-            copies=self.copies if deepens else Copies.EXACT,
-            router_noise_scale=None if router_noise == noise_scale else router_noise,
-            drop_fraction=self.drop_fraction if drops else 0.0,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GrowthConfig(OperatorConfig):
-    """When (`step` of the trunk) and how a trunk state grows, and how its branch then trains."""
-
-    step: int
-    optimizer_state: OptimizerState
-    warmup_steps: int
-    lr: float | None
-    seed: int | None
-
-    def __post_init__(self) -> None:
-        self.check_operator("growth")
-        check(self.step >= 0, f"growth.step={self.step} must not be negative; 0 is training from scratch")
-        _check_training("growth", self.warmup_steps, self.lr)
-        before, then, path = 0.0, self.then, "growth.then"
-        while then is not None:
-            precedes = "growth.step" if before == 0.0 else f"the growth before it, at {before:.6g}"
-            check(
-                then.after_extra_flops > before,
-                f"{path}.after_extra_flops={then.after_extra_flops:.6g} precedes {precedes}; it counts the "
-                f"FLOPs after the first growth: choose above {before:.6g}",
-            )
-            before, then, path = then.after_extra_flops, then.then, f"{path}.then"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ThenConfig(OperatorConfig):
-    """A further growth, once `after_extra_flops` were spent after the first; null is as that one has it."""
-
-    after_extra_flops: float
-    optimizer_state: OptimizerState | None = None
-    warmup_steps: int | None = None
-    lr: float | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        self.check_operator("growth.then")
-        _check_training("growth.then", self.warmup_steps, self.lr)
-
-
-def _check_training(path: str, warmup_steps: int | None, lr: float | None) -> None:
-    check(
-        warmup_steps is None or warmup_steps >= 0, f"{path}.warmup_steps={warmup_steps} must not be negative"
-    )
-    check(lr is None or lr > 0, f"{path}.lr={lr} must be above 0, or null for train.lr")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

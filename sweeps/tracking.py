@@ -77,11 +77,12 @@ def _scores(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
-    """Per-layer lists as one value a layer, which is what a chart can show."""
+    """Per-layer lists as one value a layer, as a chart can show it; of a layer's loads the largest."""
     flat = {}
     for name, value in line.items():
         if isinstance(value, list):
-            flat |= {f"{name}/layer_{i:02d}": item for i, item in enumerate(value)}
+            layers = {f"{name}/layer_{i:02d}": item for i, item in enumerate(value) if item is not None}
+            flat |= {layer: max(item) if isinstance(item, list) else item for layer, item in layers.items()}
         else:
             flat[name] = value
     return flat

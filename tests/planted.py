@@ -75,6 +75,94 @@ def plant(root: Path, effect: Effect) -> Path:
     return root
 
 
+def edit_cells(root: Path, change, name: str = "planted") -> None:
+    """Applies `change` to each stored row of the study's cells."""
+    path = root / "studies" / name / "cells.json"
+    study = json.loads(path.read_text())
+    for row in study["cells"]:
+        change(row)
+    path.write_text(json.dumps(study))
+
+
+JUMPS = {
+    "stack": {"depth copy": 1.5},
+    "interposition": {"depth copy": 0.125},
+    "duplicate": {"width copy": 0.0, "expert noise": 2e-6, "router noise": -5e-6},
+}
+TWINS = {  # per layer; the first is dense
+    "twin_cosine": [None, 0.9, 0.7],
+    "twin_distance": [None, 0.1, 0.3],
+    "co_routing": [None, 0.75, 0.25],
+    "expert_load_entropy": [None, 1.0, 0.5],
+}
+
+
+def plant_growths(root: Path, name: str = "planted") -> Path:
+    """Adds what growths leave behind, and to each interposition cell a chain that goes on from it at step 20.
+
+    The chain duplicates experts, trains 40 steps and ends there, without an evaluation.
+    """
+    path = root / "studies" / name / "cells.json"
+    study = json.loads(path.read_text())
+    for row in [row for row in study["cells"] if row["kind"] == "branch"]:
+        row["growth"] = row["method"]
+        base, start = row["states"]["base"], row["states"]["start"]
+        plant_growth(root, start[0], f"{base[0]}@{base[1]}", row["method"])
+        if row["method"] == "interposition":
+            study["cells"].append(_chain(root, row))
+    path.write_text(json.dumps(study))
+    return root
+
+
+def plant_growth(root: Path, trajectory: str, parent: str, method: str, **more) -> None:
+    """Writes the growth.json of a planted branch: loss 2.5 before, and after what `JUMPS` adds to it."""
+    jump = JUMPS[method]
+    deep = method != "duplicate"
+    none = {"method": "none", "depth_factor": 1, "width_method": "none", "width_factor": 1}
+    own = {"method": method, "depth_factor": 2} if deep else {"width_method": method, "width_factor": 2}
+    before = {"num_layers": 2 if deep else 4, "num_experts": 2, "top_k": 1, "total_params": 100}
+    before |= {"activated_params": 50, "train_flops_per_token": 300.0}
+    after = before | {"num_layers": 4, "num_experts": 2 if deep else 4, "top_k": 1 if deep else 2}
+    record = {
+        "parent": parent,
+        "operator": none | own | {"noise_scale": 0.0 if deep else 0.01, "seed": None if deep else 0},
+        "exactness": "changed" if deep else "perturbed",
+        "probe_tokens": 640,
+        "loss_before": 2.5,
+        "loss_after": 2.5 + sum(jump.values()),
+        "max_logit_change": 4.0,
+        "jump": [{"part": p, "loss_change": c, "max_logit_change": 1.0} for p, c in jump.items()],
+        "effective_noise_scale": None if deep else {"experts": 0.0101, "router": 0.0099, "unchanged": 0.0},
+        "expert_weight_norm": {"before": [0.3, 0.5], "after": [0.3, 0.5, 0.3, 0.5]},
+        "before": before,
+        "after": after,
+    }
+    folder = next((root / "trajectories").glob(f"*-{trajectory}"))
+    (folder / "states").mkdir(exist_ok=True)
+    (folder / "states" / "growth.json").write_text(json.dumps(record | more))
+
+
+def _chain(root: Path, row: dict) -> dict:
+    trunk, first, _ = row["path"]
+    trajectory = identity("chain", row["cell_id"])
+    folder = root / "trajectories" / f"branch-planted-{trajectory}"
+    folder.mkdir()
+    (folder / "spec.json").write_text(json.dumps({"kind": "branch"}))
+    lines = [{"step": step, "loss": 2.0} | (TWINS if step == 20 else {}) for step in range(1, 41)]
+    lines[19] |= {"first_moment_cosine": 0.25, "second_moment_cosine": 0.5}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    plant_growth(root, trajectory, f"{first['trajectory_id']}@20", "duplicate")
+    second = first | {"trajectory_id": trajectory, "to_step": 40, "flops_per_step": 2e9}
+    states = row["states"] | {"base_2": [first["trajectory_id"], 20], "start_2": [trajectory, 0]}
+    return row | {
+        "cell_id": identity("chain cell", row["cell_id"]),
+        "growth": "interposition → duplicate",
+        "trajectory_id": trajectory,
+        "path": [trunk, first | {"to_step": 20}, second],
+        "states": states | {"stable": [trajectory, 40], "final": [trajectory, 40]},
+    }
+
+
 def identity(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

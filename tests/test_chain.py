@@ -94,8 +94,8 @@ def test_a_further_growth_trains_as_the_first_unless_told_otherwise():
 
 
 @pytest.mark.parametrize(("fields", "match"), [
-    ({"growth__then__after_extra_flops": 0.0}, r"after_extra_flops=0 precedes growth.step.*choose above 0"),
-    ({"growth__then__after_extra_flops": -1e6}, r"after_extra_flops=-1e\+06 precedes growth.step"),
+    ({"growth__then__after_extra_flops": 0.0}, r"after_extra_flops=0.0 precedes growth.step.*choose above 0"),
+    ({"growth__then__after_extra_flops": -1e6}, r"after_extra_flops=-1000000.0 precedes growth.step"),
     ({"growth__then__after_extra_flops": 9e7}, r"after_extra_flops=9e\+07 is not below the 8e\+07 FLOPs"),
     ({"growth__then__after_extra_flops": 10.0}, r"after_extra_flops=10 leaves no whole step"),
     ({"growth__then__width_factor": 1}, r"growth.then.width_factor=1 must be at least 2"),
@@ -110,8 +110,15 @@ def test_a_chain_that_makes_no_sense_is_refused(fields, match):
 def test_a_third_growth_may_not_precede_the_second():
     third = {**tiny.composed("growth=chain")["growth"]["then"], "after_extra_flops": 1e7}
     refuse(
-        r"growth.then.then.after_extra_flops=1e\+07 precedes the growth before it", growth__then__then=third
+        r"growth.then.then.after_extra_flops=10000000.0 precedes the growth before it",
+        growth__then__then=third,
     )
+
+
+def test_growths_divide_the_extra_budget_evenly_unless_told_otherwise():
+    cell = tiny.cell("growth=chain", **BUDGET)
+    after = row(cell, True)["then_after_flops"]
+    assert 0 <= 4e7 - after < cell.start.trajectory.flops_per_step
 
 
 def test_a_chain_runs_and_tells_what_each_growth_did(store_root):

@@ -2,18 +2,22 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
-from planted import Effect, plant
+from planted import JUMPS, Effect, plant, plant_growths
 
 from analysis.figures import (
     accuracy_against_sunk_flops,
     accuracy_by_family,
+    clone_divergence,
+    function_preservation_waterfall,
     loss_and_accuracy_by_sunk_flops,
     save,
     themed,
     trunk_with_growth_points,
 )
 from analysis.figures.style import looks
+from analysis.growths import growths, twins
 from analysis.table import cells_table, curves, trunk_curves
 from sweeps.store import Store
 
@@ -114,6 +118,39 @@ def test_each_family_has_its_own_accuracies(store):
         assert facts.loc[cell["sunk_flops"], "mean_pct"] == pytest.approx(100 * cell["final_acc_facts"])
 
 
+def test_the_waterfall_adds_up_from_the_loss_before_to_the_loss_after(tmp_path):
+    store = Store(plant_growths(plant(tmp_path, Effect(growth_steps=(100,), extra_steps=60))))
+    with themed():
+        table, figure = function_preservation_waterfall(growths(store, "planted"))
+    assert len(figure.axes) == table["title"].nunique() == 3
+    for title, bars in table.groupby("title"):
+        bars = bars.set_index("bar")
+        parts = bars.drop(["before", "after"])["change"]
+        assert bars["loss"]["before"] + parts.sum() == pytest.approx(bars["loss"]["after"], abs=1e-12)
+        jump = JUMPS[title.split()[0] if "→" not in title else "duplicate"]
+        assert parts.dropna().tolist() == pytest.approx(list(jump.values()))
+
+
+def test_a_change_too_small_for_its_bar_is_written_out(tmp_path):
+    store = Store(plant_growths(plant(tmp_path, Effect(growth_steps=(100,), extra_steps=60))))
+    with themed():
+        _, figure = function_preservation_waterfall(growths(store, "planted"))
+    chain = next(axes for axes in figure.axes if "2nd growth" in axes.get_title(loc="left"))
+    assert [text.get_text() for text in chain.texts] == ["2.5", "–", "0", "+2.0e−6", "−5.0e−6", "2.5"]
+    assert "predicted: perturbed" in chain.get_title(loc="left")
+
+
+def test_twins_that_never_part_are_drawn_at_exactly_zero(tmp_path):
+    store = Store(plant_growths(plant(tmp_path, Effect(growth_steps=(100,), extra_steps=60))))
+    parted = twins(store, "planted")
+    never = parted.assign(twin_distance=0.0, arm="duplicate, α=0")
+    with themed():
+        table, figure = clone_divergence(pd.concat([parted, never]))
+    assert table.groupby("arm")["twin_distance"].max()["duplicate, α=0"] == 0
+    assert [text.get_text() for text in figure.axes[0].texts] == ["exactly 0"]
+    assert "1 trunk (seed 0)" in table.attrs["caption"]
+
+
 def test_without_finished_cells_the_figures_say_so_and_draw_nothing(tmp_path):
     (tmp_path / "studies" / "bare").mkdir(parents=True)
     bare = Store(tmp_path)
@@ -124,6 +161,8 @@ def test_without_finished_cells_the_figures_say_so_and_draw_nothing(tmp_path):
             accuracy_by_family(cells),
             loss_and_accuracy_by_sunk_flops(curves(bare, "bare")),
             trunk_with_growth_points(trunk_curves(bare, "bare"), cells),
+            function_preservation_waterfall(growths(bare, "bare")),
+            clone_divergence(twins(bare, "bare")),
         ]
     for table, figure in drawn:
         assert table.empty

@@ -10,14 +10,12 @@ from moe.data import WorldConfig
 from sweeps.cell import resolve
 from sweeps.config import (
     BudgetConfig,
-    GrowthConfig,
     LaunchConfig,
-    OperatorConfig,
-    ThenConfig,
     TrackingConfig,
     TrunkConfig,
     parse_sweep,
 )
+from sweeps.growth import GrowthConfig, OperatorConfig, ThenConfig
 
 # Another legal value for each field. A field that is missing here fails its test: decide what it is.
 MODEL = {

@@ -1,9 +1,7 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
-from planted import F_C, Effect, plant
+from planted import F_C, Effect, edit_cells, plant
 
 from analysis.arms import budget_rule, standard_error
 from analysis.table import cells_table, curves, trunk_curves
@@ -13,14 +11,6 @@ from sweeps.store import Store
 @pytest.fixture
 def store(tmp_path):
     return Store(plant(tmp_path, Effect(net=0.03)))
-
-
-def edit_cells(root, change, name="planted"):
-    path = root / "studies" / name / "cells.json"
-    study = json.loads(path.read_text())
-    for row in study["cells"]:
-        change(row)
-    path.write_text(json.dumps(study))
 
 
 def test_there_is_one_row_per_cell_with_its_final_full_evaluation(store):

@@ -1,0 +1,118 @@
+"""docs/growth.md holds: its commands plan, its code runs, its refusals are quoted, its table is computed.
+
+A ```console block quotes refusals: a line `$ python sweep.py …`, then what it prints.
+"""
+
+import re
+import shlex
+import sys
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from moe import flops
+from moe.growth import grow_weights
+from moe.growth_report import growth_report
+from moe.operator import Operator, WidthMethod
+from moe.train import initial_state
+from sweeps.cell import Cell, operators_of, resolve
+from sweeps.config import parse_sweep
+from sweeps.plan import make_plan
+
+DOCS = tiny.ROOT / "docs"
+sys.path.insert(0, str(DOCS))
+import draw_growth  # noqa: E402
+
+PAGE = (DOCS / "growth.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
+CONSOLE = "".join(block for kind, block in BLOCKS if kind == "console")
+REFUSALS = re.findall(r"^\$ (.*)\nrefused: (.*)$", CONSOLE, flags=re.MULTILINE)
+OVERVIEW = re.findall(r"^\| `(growth=.+?)`.*?\|.*\| (\w+) \|(.*)\|[^|]*\|$", PAGE, flags=re.MULTILINE)
+
+
+def cells(command: str) -> list[Cell]:
+    """What `sweep.py` would ask for, its sweeps over commas expanded."""
+    program, script, *words = shlex.split(command)
+    assert (program, script) == ("python", "sweep.py")
+    words = [word for word in words if word not in ("-m", "+plan=only")]
+    axes = []
+    for given in OverridesParser.create().parse_overrides(words):
+        swept = given.is_sweep_override()
+        key, values = given.get_key_element(), given.sweep_string_iterator if swept else None
+        axes.append([f"{key}={value}" for value in values()] if values else [given.input_line])
+    return [resolve(parse_sweep(tiny.composed(*overrides))) for overrides in product(*axes)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_plans(command):
+    asked = cells(command)
+    assert len({cell.id for cell in asked}) == len(asked) > ("-m" in command)
+    assert make_plan(asked, tiny.Nothing()).flops_todo > 0
+
+
+@pytest.mark.parametrize(("command", "message"), REFUSALS)
+def test_every_refusal_is_quoted_word_for_word(command, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as refused:
+        cells(command)
+    assert str(refused.value) == message
+
+
+def test_nothing_on_the_page_is_overlooked():
+    assert len(COMMANDS) >= 12
+    assert len(OVERVIEW) == PAGE.count("\n| `growth=")
+    assert CONSOLE.count("$ ") == len(REFUSALS) >= 8
+
+
+@pytest.mark.parametrize(("overrides", "exactness", "costs"), OVERVIEW)
+def test_the_overview_says_what_the_code_does(overrides, exactness, costs):
+    (cell,) = cells(f"python sweep.py {overrides}")
+    (operator,), model, T = operators_of(cell.config), cell.config.model, cell.config.train.seq_len
+    counts = [flops.total_params, flops.activated_params, lambda m: flops.train_flops_per_token(m, T)]
+    assert operator.exactness(model) == exactness
+    ratios = [f"{count(operator.apply_to(model)) / count(model):.2f}" for count in counts]
+    assert ratios == [cost.strip() for cost in costs.split("|")]
+
+
+def test_every_python_example_runs():
+    names: dict[str, Any] = {}
+    for block in (block for kind, block in BLOCKS if kind == "python"):
+        exec(block, names)
+
+
+def test_the_report_has_the_keys_that_the_page_shows():
+    (shown,) = (yaml.safe_load(block) for kind, block in BLOCKS if kind == "json")
+    model, twice = tiny.model(), Operator(width_method=WidthMethod.DUPLICATE, width_factor=2)
+    source = initial_state(model, 0).weights
+    grown, tokens_BT1 = grow_weights(model, twice, source), torch.zeros(1, 9, dtype=torch.long)
+    report = growth_report(model, twice, source, grown, tokens_BT1)
+    assert set(shown) == set(report) | {"parent", "operator", "optimizer_state", "sunk_flops"}
+    assert all(set(shown[key]) == set(report[key]) for key in report if isinstance(report[key], dict))
+
+
+def test_every_picture_and_key_it_names_exists():
+    pictures = re.findall(r"\]\(((?!http)[^)]+)\)", PAGE)
+    assert len(pictures) >= 4
+    assert all((DOCS / picture).exists() for picture in pictures)
+    conf = tiny.ROOT / "conf"
+    files = [conf / "growth/base/operator.yaml", conf / "growth/base/then.yaml"]
+    known = {key for file in files for key in yaml.safe_load(file.read_text())}
+    known |= set(yaml.safe_load((conf / "config.yaml").read_text())["growth"])
+    spans = " ".join(re.findall(r"(?<!`)`([^`\n]+)`(?!`)", PAGE))
+    named = {key for path in re.findall(r"(?<![\w/@])growth\.([a-z_.]+)", spans) for key in path.split(".")}
+    assert named >= {"noise_scale", "lr", "after_extra_flops"}
+    assert named <= known
+
+
+def test_the_pictures_show_what_numpy_says():
+    rows = {name: [bar.source for bar in bars] for name, bars in draw_growth.depth_rows().items()}
+    assert rows["stack"] == np.tile(np.arange(4), 2).tolist()
+    assert rows["interposition"] == np.repeat(np.arange(4), 2).tolist()
+    assert [bar.height for bar in draw_growth.copies_rows()["scaled"]] == pytest.approx([0.5] * 8)
+    assert [bar.source for bar in draw_growth.width_rows()["duplicate, α > 0"]] == [0, 1, 2, 3] * 2
