@@ -62,8 +62,9 @@ def grow_moments(model: ModelConfig, operator: Operator, rule: OptimizerState, m
 
     `reset` is zero moments at step 0; `copy` carries moments with the layers and experts they belong to;
     `rescale` also divides those of m duplicated experts by m and m², since each exact copy receives 1/m of
-    the gradient. What is new gets a zero first moment and its source's mean second moment: at an old step
-    counter, zeros would miss their bias correction and the first update would be too large.
+    the gradient (of the m router rows of a split expert that holds for their sum). What is new gets a zero
+    first moment and its source's mean second moment: zeros at an old step counter would miss their bias
+    correction, and the first update be (1−β1)/√(1−β2) times too large: 3.2 at β2 = .999.
     """
     if rule is OptimizerState.RESET:
         return Moments(step=0, first={}, second={})
@@ -121,18 +122,23 @@ def origins(model: ModelConfig, operator: Operator, tensors: Tensors) -> Iterato
 
 
 def _branch_factor(model: ModelConfig, operator: Operator, origin: Origin) -> float:
-    """What this tensor is multiplied by so that its layer's residual branch adds as `copies` says."""
+    """What this tensor is multiplied by so that its layer's residual branch adds as `copies` says.
+
+    Under output norms that is the norm's gain: a projection zeroed before a norm would start exactly too, but
+    with a gradient divided by √ε.
+    """
+    last = _BRANCH_NORMS if model.norm_placement is NormPlacement.OUTPUT else OUTPUT_PROJECTIONS
+    if not origin.name.endswith(last):
+        return 1.0
     match operator.copies:
         case Copies.EXACT:
-            factor = 1.0
+            return 1.0
         case Copies.SCALED:
-            factor = 1.0 / origin.num_copies
+            return 1.0 / origin.num_copies
         case Copies.ZEROED if origin.copy > 0:
-            return 0.0 if origin.name.endswith(OUTPUT_PROJECTIONS) else 1.0
+            return 0.0
         case Copies.ZEROED:  # the residual multiplier L₀/L has shrunk with the number of layers
-            factor = model.residual_multiplier / operator.apply_to(model).residual_multiplier
-    last = _BRANCH_NORMS if model.norm_placement is NormPlacement.OUTPUT else OUTPUT_PROJECTIONS
-    return factor if origin.name.endswith(last) else 1.0
+            return model.residual_multiplier / operator.apply_to(model).residual_multiplier
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -154,22 +160,19 @@ def _widen(
     if name.endswith(_BIAS):
         return tensor.repeat(m)
     if method is WidthMethod.SPLIT:
-        grown = _split(name, tensor, m)
-        copies = _copies(grown, m)
-        source = copies.clone()
-    else:
-        grown = tensor.new_empty(m * len(tensor), *tensor.shape[1:])
-        grown[: len(tensor)] = tensor
-        copies, source = _copies(grown, m), tensor
+        return _split(name, tensor, m)
+    grown = tensor.new_empty(m * len(tensor), *tensor.shape[1:])
+    grown[: len(tensor)] = tensor
+    copies = _copies(grown, m)
     scale = operator.router_noise if name.endswith(_ROUTER) else operator.noise_scale
     if scale > 0:  # in place: the noise is drawn where the copies will be
         _draw_normal(copies, _seed(operator, "noise", name))
-        copies.mul_(scale * _std_of_each_matrix(name, source)).add_(source)
+        copies.mul_(scale * _std_of_each_matrix(name, tensor)).add_(tensor)
     else:
-        copies.copy_(source.expand_as(copies))
+        copies.copy_(tensor.expand_as(copies))
     if method is WidthMethod.DROP_UPCYCLE and not name.endswith(_ROUTER):
         new = _draw_normal(torch.empty_like(copies), _seed(operator, "dropped", name))
-        new.mul_(_std_of_each_matrix(name, source))
+        new.mul_(_std_of_each_matrix(name, tensor))
         torch.where(_dropped(name, copies, operator), new, copies, out=copies)
     return grown
 

@@ -43,13 +43,9 @@ class WidthMethod(StrEnum):
         return self not in (WidthMethod.TOP_K_ONLY, WidthMethod.NONE)
 
     @property
-    def copies_experts(self) -> bool:
-        return self.adds_experts and self is not WidthMethod.RANDOM_EXPERTS
-
-    @property
     def makes_twins(self) -> bool:
-        """Whether experts of one origin do the same work at first, and may part later."""
-        return self.copies_experts and self is not WidthMethod.SPLIT
+        """Whether whole experts are copied: twins that do the same work unless noise parts them."""
+        return self in (WidthMethod.DUPLICATE, WidthMethod.EXPERTS_ONLY, WidthMethod.DROP_UPCYCLE)
 
     @property
     def multiplies_top_k(self) -> bool:
@@ -57,7 +53,7 @@ class WidthMethod(StrEnum):
 
     @property
     def shares_gradient(self) -> bool:
-        """Whether each of m copies receives 1/m of its source's gradient."""
+        """Whether each of m copies receives 1/m of its source's gradient; split experts: the rows."""
         return self in (WidthMethod.DUPLICATE, WidthMethod.SPLIT, WidthMethod.DROP_UPCYCLE)
 
 
@@ -216,7 +212,8 @@ class Operator:
                 exact = False
         if not exact:
             return Exactness.CHANGED
-        return Exactness.PERTURBED if self.noise_scale > 0 or self.router_noise > 0 else Exactness.EXACT
+        noisy = self.width_method.makes_twins and max(self.noise_scale, self.router_noise) > 0
+        return Exactness.PERTURBED if noisy else Exactness.EXACT
 
 
 @lru_cache(maxsize=256)

@@ -169,10 +169,10 @@ def _branch(
     if kind == Control.SHAM:  # the first growth's optimizer and rate, without its growth
         stages = [stages[0]._replace(operator=Operator())]
     growths, origin, spent = [], base, 0.0
-    for nth, (stage, following) in enumerate(pairwise(stages), start=1):
+    for left, (stage, following) in zip(range(len(stages), 1, -1), pairwise(stages), strict=True):
         trajectory = _grown(config, origin, stage, None)
         after = following.after_extra_flops
-        after = extra_flops * nth / len(stages) if after is None else after
+        after = spent + (extra_flops - spent) / left if after is None else after
         steps = flops.whole_steps(after - spent, trajectory.flops_per_step)
         _check_chain(after, extra_flops, steps, trajectory.flops_per_step)
         growths.append((origin, trajectory.at(0)))

@@ -28,7 +28,8 @@ class OperatorConfig:
     drop_fraction: float
     then: "ThenConfig | None"
 
-    def check_operator(self, path: str) -> None:
+    def check_operator(self, path: str, warmup_steps: int | None, lr: float | None) -> None:
+        """ValueError naming `path`, the place of this growth in a configuration."""
         deepens, widens = self.method is not DepthMethod.NONE, self.width_method is not WidthMethod.NONE
         check(
             deepens or widens,
@@ -58,13 +59,18 @@ class OperatorConfig:
             f"{path}.drop_fraction={self.drop_fraction} must lie above 0 and at most at 1 for "
             f"{path}.width_method=drop_upcycle; for 0 choose duplicate",
         )
+        check(
+            warmup_steps is None or warmup_steps >= 0,
+            f"{path}.warmup_steps={warmup_steps} must not be negative",
+        )
+        check(lr is None or lr > 0, f"{path}.lr={lr} must be above 0, or null for train.lr")
 
     def operator(self, seed: int) -> Operator:
         """The growth reduced to what acts, so that equal science has one id; `seed` is of what is drawn."""
         deepens, by_map = self.method is not DepthMethod.NONE, self.method is DepthMethod.LAYER_MAP
         widens, by_factor = self.width_method is not WidthMethod.NONE, deepens and not by_map
-        noise_scale = self.noise_scale if self.width_method.copies_experts else 0.0
-        router_noise = self.router_noise_scale if self.width_method.copies_experts else None
+        noise_scale = self.noise_scale if self.width_method.makes_twins else 0.0
+        router_noise = self.router_noise_scale if self.width_method.makes_twins else None
         drops = self.width_method is WidthMethod.DROP_UPCYCLE
         draws = (
             noise_scale > 0
@@ -100,11 +106,11 @@ class GrowthConfig(OperatorConfig):
     seed: int | None
 
     def __post_init__(self) -> None:
-        self.check_operator("growth")
+        self.check_operator("growth", self.warmup_steps, self.lr)
         check(self.step >= 0, f"growth.step={self.step} must not be negative; 0 is training from scratch")
-        _check_training("growth", self.warmup_steps, self.lr)
         before, then, path = 0.0, self.then, "growth.then"
         while then is not None:
+            then.check_operator(path, then.warmup_steps, then.lr)
             after = then.after_extra_flops
             precedes = "growth.step" if before == 0.0 else f"the growth before it, at {before:.6g}"
             check(
@@ -119,7 +125,7 @@ class GrowthConfig(OperatorConfig):
 class ThenConfig(OperatorConfig):
     """A further growth, once `after_extra_flops` were spent after the first; null is as that one has it.
 
-    Where `after_extra_flops` is null, the growths divide the extra budget evenly.
+    Where `after_extra_flops` is null, the growths left divide what is left of the extra budget evenly.
     """
 
     after_extra_flops: float | None = None
@@ -128,21 +134,10 @@ class ThenConfig(OperatorConfig):
     lr: float | None = None
     seed: int | None = None
 
-    def __post_init__(self) -> None:
-        self.check_operator("growth.then")
-        _check_training("growth.then", self.warmup_steps, self.lr)
-
-
-def _check_training(path: str, warmup_steps: int | None, lr: float | None) -> None:
-    check(
-        warmup_steps is None or warmup_steps >= 0, f"{path}.warmup_steps={warmup_steps} must not be negative"
-    )
-    check(lr is None or lr > 0, f"{path}.lr={lr} must be above 0, or null for train.lr")
-
 
 class Stage(NamedTuple):
     """One growth of a cell and how its branch trains; `after_extra_flops` counts from the first growth, and
-    None divides the extra budget evenly."""
+    None divides what is left of the extra budget evenly."""
 
     operator: Operator
     optimizer_state: OptimizerState

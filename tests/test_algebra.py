@@ -163,6 +163,19 @@ def test_zeroed_copies_preserve_the_function(method, placement, base):
     assert apart(config, dataclasses.replace(operator, copies=Copies.EXACT)) > 1e-3
 
 
+@pytest.mark.parametrize("placement", [NormPlacement.PRE, NormPlacement.OUTPUT])
+def test_zeroed_copies_do_not_blow_up_the_first_gradient(placement):
+    """A projection zeroed before a norm would: its gradient is divided by the square root of ε."""
+    config = model(norm_placement=placement)
+    weights = weights_of(config)
+    grown = gradients(ZEROED.apply_to(config), grow_weights(config, ZEROED, weights))
+    before = gradients(config, weights)
+    norms = [
+        torch.stack([g.norm() for g in grads.values() if g is not None]).norm() for grads in (before, grown)
+    ]
+    assert norms[1] < 1.6 * norms[0]
+
+
 @pytest.mark.parametrize(("operator", "fields", "match"), [
     (ZEROED, {"norm_placement": "post"}, r"copies=zeroed.*norm_placement=post.*choose exact or scaled"),
     (SCALED, {"norm_placement": "output"}, r"copies=scaled has no effect.*choose exact or zeroed"),

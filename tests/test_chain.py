@@ -115,6 +115,18 @@ def test_a_third_growth_may_not_precede_the_second():
     )
 
 
+def test_a_third_growth_is_named_where_it_stands():
+    third = {**tiny.composed("growth=chain")["growth"]["then"], "width_factor": 1}
+    refuse(r"growth.then.then.width_factor=1 must be at least 2", growth__then__then=third)
+
+
+def test_a_growth_without_a_place_takes_the_middle_of_what_is_left():
+    third = {**tiny.composed("growth=chain")["growth"]["then"], "after_extra_flops": None}
+    cell = chain(growth__then__then=third, growth__then__after_extra_flops=4e7, budget__extra_flops=1.2e8)
+    flops = [base.flops - cell.base.flops for base, _ in cell.growths]
+    assert flops[2] == pytest.approx((flops[1] + 1.2e8) / 2, abs=cell.leaf.trajectory.flops_per_step)
+
+
 def test_growths_divide_the_extra_budget_evenly_unless_told_otherwise():
     cell = tiny.cell("growth=chain", **BUDGET)
     after = row(cell, True)["then_after_flops"]
