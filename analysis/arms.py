@@ -1,24 +1,38 @@
 """What is compared with what: arms (one way of growing), replicates (independent trunks), budget rules."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-_FACTORS = {
-    "depth_factor": "depth ×{:g}",
-    "width_factor": "width ×{:g}",
-    "noise_scale": "α={:g}",
+# Settings that every growth has: named wherever they differ.
+_SHARED = {
     "optimizer_state": "moments {}",
     "growth_lr": "rate {:g}",
+    "growth_warmup_steps": "warm-up {:g}",
     "at_growth": "data {}",
     "trunk_activated_params": "N_a {:.4g}",
     "eval_id": "evaluation {}",
     "decay_fraction": "decay {:g}",
 }
+# Settings that only some operators have: named where they differ between growths by the same operators.
+_OWN = {
+    "depth_factor": "depth ×{:g}",
+    "width_factor": "width ×{:g}",
+    "keep_first": "first {:g} kept",
+    "keep_last": "last {:g} kept",
+    "layer_map": "layers {}",
+    "copies": "copies {}",
+    "noise_scale": "α={:g}",
+    "router_noise_scale": "router α={:g}",
+    "drop_fraction": "drop {:g}",
+    "then_after_flops": "then after {:.2g} FLOPs",
+}
 _BUDGET_TOLERANCE = 0.10  # whole steps: two budgets meant to be equal may differ by a step of the dearer one
 
 
 def add_arms(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds `arm`: a branch's method and whichever other growth settings vary; a control's kind.
+    """Adds `arm`: a branch's operators and whichever other growth settings vary; a control's kind.
 
     With several extra budgets (or several totals) in one study the budget is part of the arm, so that an
     arm never mixes two.
@@ -26,14 +40,13 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     branch = table["kind"] == "branch"
     grown = table[branch]
-    names = _methods(grown)
-    for column, pattern in _FACTORS.items():
-        if grown[column].nunique(dropna=False) > 1:
-            shown = [
-                pattern.format(value) if not pd.isna(value) else "rate of the trunk"
-                for value in grown[column]
-            ]
-            names = [f"{name}, {extra}" for name, extra in zip(names, shown, strict=True)]
+    growth = _growths(grown)
+    names = list(growth)
+    for column, pattern in (_OWN | _SHARED).items():
+        values = _levels(grown[column]) if column == "then_after_flops" else grown[column]
+        varies = _varies(grown.assign(**{column: values}), column, growth)
+        shown = [_shown(value, column, pattern) if v else "" for value, v in zip(values, varies, strict=True)]
+        names = [f"{name}, {extra}" if extra else name for name, extra in zip(names, shown, strict=True)]
     rule, levels = budget_rule(table)
     if rule != "mixed" and levels.nunique() > 1:
         names = [
@@ -46,12 +59,39 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _methods(grown: pd.DataFrame) -> list[str]:
+def _growths(grown: pd.DataFrame) -> pd.Series:
+    """The operators in words: "interposition + duplicate", or "duplicate → interposition" for a chain."""
     names = []
-    for depth, width in zip(grown["method"], grown["width_method"], strict=True):
+    for growth, depth, width in zip(grown["growth"], grown["method"], grown["width_method"], strict=True):
         parts = [part for part in (depth, width) if part not in ("none", "")]
-        names.append(" + ".join(parts) or "none")
-    return names
+        names.append(growth or " + ".join(parts) or "none")
+    return pd.Series(names, index=grown.index, dtype=object)
+
+
+def _varies(grown: pd.DataFrame, column: str, growth: pd.Series) -> pd.Series:
+    """For each branch, whether its arm must say `column`.
+
+    A growth in depth that was asked to rescale moments only copies them: no setting was changed by that.
+    """
+    values = grown[column]
+    if column == "router_noise_scale":  # by default that of the experts, which is named already
+        values = values.where(~_equal_by_group(values, grown["noise_scale"], growth), 0.0)
+    within = values.groupby(growth).transform(lambda own: own.nunique(dropna=False)) > 1
+    if column not in _SHARED:
+        return within
+    alike = values.replace({"rescale": "copy"}) if column == "optimizer_state" else values
+    return within | (alike.nunique(dropna=False) > 1)
+
+
+def _equal_by_group(a: pd.Series, b: pd.Series, group: pd.Series) -> pd.Series:
+    """For each row, whether `a` equals `b` in all rows of its group."""
+    return ((a == b) | (a.isna() & b.isna())).groupby(group).transform("all")
+
+
+def _shown(value: Any, column: str, pattern: str) -> str:
+    if pd.isna(value) or value == "":
+        return "rate of the trunk" if column == "growth_lr" else ""
+    return pattern.format(value)
 
 
 def standard_error(per_trunk: pd.Series, evaluation: float) -> float:

@@ -112,7 +112,7 @@ def _refusal(report: dict[str, Any], reason: str) -> dict[str, Any]:
 
 def _why_refused(x: np.ndarray, y: np.ndarray) -> str | None:
     if len(x) < MIN_CELLS:
-        return f"{len(x)} measured cells: a correlation needs at least {MIN_CELLS}."
+        return f"Too few measured cells ({len(x)}): a correlation needs at least {MIN_CELLS}."
     if np.ptp(x) == 0:
         return "All cells have the same sunk FLOPs: nothing to correlate with."
     if np.ptp(y) == 0:

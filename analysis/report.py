@@ -19,18 +19,22 @@ from analysis.correlation import correlate
 from analysis.figures import (
     accuracy_against_sunk_flops,
     accuracy_by_family,
+    clone_divergence,
+    function_preservation_waterfall,
     loss_and_accuracy_by_sunk_flops,
     save,
     themed,
     trunk_with_growth_points,
 )
 from analysis.figures.style import png
+from analysis.growth_section import GrowthSection, growth_section
 from analysis.table import cells_table, curves, trunk_curves
 from sweeps.store import Store
 
 DELTA = 0.01
 _WHOLE = (
     *("growth_step", "depth_factor", "width_factor", "seed", "growth_seed", "n", "tokens", "unique_tokens"),
+    *("growth_warmup_steps", "keep_first", "keep_last"),
     *("activated_params", "activated_matmul_params", "total_params", "trunk_activated_params"),
 )
 _SERIES = {"net": "net", "without_scratch": "final accuracy", "with_scratch": "… with scratch"}
@@ -47,7 +51,7 @@ class Report:
 def write_report(
     store: Store, study: str, directory: str | Path, *, delta: float = DELTA, command: str = ""
 ) -> Report:
-    """Writes index.html, cells.csv, correlation.json and figures/ into `directory`; needs no network.
+    """Writes index.html, tables as .csv, correlation.json and figures/ into `directory`; needs no network.
 
     `delta` is the difference of accuracies that counts as none. Unfinished studies get a page that says
     what is missing. An unknown study is a `ValueError`; then nothing is written.
@@ -62,7 +66,9 @@ def write_report(
     _for_csv(cells).to_csv(directory / "cells.csv", index=False)
     found = {"study": study, "opening": sentence, "delta": delta, "claims": claims, **correlation}
     (directory / "correlation.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    figures = _figures(cells, curves(store, study), trunk_curves(store, study), directory / "figures")
+    growth = growth_section(store, study, directory)
+    drawn = (cells, curves(store, study), trunk_curves(store, study), growth)
+    figures = _figures(*drawn, directory / "figures")
     page = _template().render(
         study=study,
         opening=sentence,
@@ -70,9 +76,10 @@ def write_report(
         decision=decision_table(cells),
         n_trunks=correlation["n_trunks"],
         figures=figures,
+        growth=growth.rows,
         claims=claims,
         delta=100 * delta,
-        correlations=_correlation_rows(correlation),
+        correlations=_condensed(_correlation_rows(correlation)),
         reason=_reason(correlation),
         cells=_cell_rows(cells),
         provenance=_provenance(stored, cells, command or f"python report.py study={study}"),
@@ -154,7 +161,11 @@ def _mean_and_error(own: pd.DataFrame, value: str, error: str, sign: bool = Fals
 
 
 def _figures(
-    cells: pd.DataFrame, curve_points: pd.DataFrame, trunks: pd.DataFrame, directory: Path
+    cells: pd.DataFrame,
+    curve_points: pd.DataFrame,
+    trunks: pd.DataFrame,
+    growth: GrowthSection,
+    directory: Path,
 ) -> dict[str, dict[str, Any]]:
     """Draws each figure light (saved) and dark (page only) and returns it ready for the page."""
     drawings = {
@@ -162,6 +173,8 @@ def _figures(
         "loss_and_accuracy_by_sunk_flops": lambda: loss_and_accuracy_by_sunk_flops(curve_points),
         "trunk_with_growth_points": lambda: trunk_with_growth_points(trunks, cells),
         "accuracy_by_family": lambda: accuracy_by_family(cells),
+        "function_preservation_waterfall": lambda: function_preservation_waterfall(growth.growths),
+        "clone_divergence": lambda: clone_divergence(growth.twins),
     }
     out = {}
     for name, draw in drawings.items():
@@ -207,6 +220,18 @@ def _correlation_rows(correlation: dict[str, Any]) -> list[dict[str, str]]:
                 }
             )
     return rows
+
+
+def _condensed(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Arms that are refused for the same reason in one row, so that many small arms are not many rows."""
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        alone = row["arm"] if not row["refused"] or row["arm"] == "pooled" else ""
+        groups.setdefault((row["y"], row["refused"], alone), []).append(row)
+    return [
+        own[0] if len(own) == 1 else {**own[0], "arm": f"each of {len(own)} ways of growing"}
+        for own in groups.values()
+    ]
 
 
 def _reason(correlation: dict[str, Any]) -> str:

@@ -15,19 +15,31 @@ COLUMNS = (
     *("study", "cell_id", "kind", "requested", "control_of", "status", "trajectory_id", "trunk_id"),
     *("replicate", "arm", "growth_step", "method", "depth_factor", "width_method", "width_factor"),
     *("noise_scale", "optimizer_state", "growth_lr", "seed", "growth_seed"),
+    *("growth", "growth_warmup_steps", "keep_first", "keep_last", "layer_map", "copies"),
+    *("router_noise_scale", "drop_fraction", "then_after_flops"),
     *("sunk_flops", "extra_flops", "total_flops", "paper_flops", "f_c", "sunk_f_c", "extra_f_c"),
     *("chinchilla_multiple", "base_acc", "start_acc", "stable_acc", "final_acc", "final_acc_se"),
     *("base_acc_se", "n", "chance", "prob_right", "base_loss", "start_loss", "stable_loss", "final_loss"),
-    *("damage", "net", "net_se", "gain_over_scratch_extra", "gain_over_scratch_total", "gain_over_sham"),
+    *(
+        "loss_spike",
+        "damage",
+        "net",
+        "net_se",
+        "gain_over_scratch_extra",
+        "gain_over_scratch_total",
+        "gain_over_sham",
+    ),
     *("continued_acc", "continued_acc_se", "scratch_extra_acc", "scratch_extra_acc_se"),
     *("scratch_total_acc", "scratch_total_acc_se", "sham_acc", "sham_acc_se"),
     *("tokens", "unique_tokens", "epochs", "activated_params", "activated_matmul_params", "total_params"),
     *("trunk_activated_params", "inference_flops_per_token", "data", "at_growth", "decay_fraction"),
     *("eval_id", "wall_s", *(f"{control}_id" for control in CONTROLS)),
 )
+_SPIKE_STEPS, _STEPS_BEFORE = 50, 20
 _TEXT = (
     *("study", "cell_id", "kind", "control_of", "status", "trajectory_id", "trunk_id", "replicate", "arm"),
-    *("method", "width_method", "optimizer_state", "data", "at_growth", "eval_id"),
+    *("growth", "method", "width_method", "optimizer_state", "layer_map", "copies"),
+    *("data", "at_growth", "eval_id"),
     *(f"{control}_id" for control in CONTROLS),
 )
 
@@ -39,8 +51,11 @@ def cells_table(store: Store, study: str) -> pd.DataFrame:
     from another suite or step; differences are paired through the cell's `controls` alone and their
     standard error takes the two evaluations as independent. An unknown study is a `ValueError`.
     """
-    measures = _Measures(store)
-    rows = [_measured(row, measures) | _wall(store, row) for row in _rows(store, study)]
+    measures, metrics = _Measures(store), _Metrics(store)
+    rows = [
+        _measured(row, measures) | {"loss_spike": loss_spike(row, metrics)} | _wall(store, row)
+        for row in stored_rows(store, study)
+    ]
     table = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
     table = table.drop_duplicates("cell_id", ignore_index=True)
     families = sorted(
@@ -56,7 +71,8 @@ def cells_table(store: Store, study: str) -> pd.DataFrame:
     return add_arms(add_replicates(table))
 
 
-def _rows(store: Store, study: str) -> list[dict[str, Any]]:
+def stored_rows(store: Store, study: str) -> list[dict[str, Any]]:
+    """The rows of the study's cells as they were planned, controls included."""
     return (store.study(study)["cells"] or {}).get("cells", [])
 
 
@@ -127,6 +143,27 @@ def _measured(row: dict[str, Any], measures: _Measures) -> dict[str, Any]:
     return out
 
 
+def loss_spike(row: dict[str, Any], metrics: "_Metrics") -> float | None:
+    """The highest training loss of a branch's first 50 steps less the mean of the 20 steps before growth.
+
+    In nats per token. None for what is no branch, and where either side has no line.
+    """
+    states, path = row.get("states") or {}, row["path"]
+    if row["kind"] != "branch" or not states.get("start"):
+        return None
+    at = next((i for i, p in enumerate(path) if p["trajectory_id"] == states["start"][0]), None)
+    if at is None:
+        return None
+    before, left = [], _STEPS_BEFORE
+    for part in reversed(path[:at]):
+        lines = metrics.within(part)
+        before.extend(lines[lines[:, 0] > part["to_step"] - left, 1])
+        left = max(0, left - part["to_step"])
+    after = metrics.within(path[at])
+    after = after[after[:, 0] <= _SPIKE_STEPS, 1]
+    return float(after.max() - np.mean(before)) if len(before) and len(after) else None
+
+
 def _pair(table: pd.DataFrame) -> None:
     """Fills control_of, the controls' accuracies and the differences to them."""
     by_id = table.set_index("cell_id")
@@ -155,7 +192,7 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     cells = _by_id(cells_table(store, study))
     measures, metrics = _Measures(store), _Metrics(store)
     parts = []
-    for row in _rows(store, study):
+    for row in stored_rows(store, study):
         for pair in _pairs(cells, row["cell_id"]):
             origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
             part = _curve(row["path"], origin, measures, metrics)
@@ -181,7 +218,7 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
     cells = _by_id(cells_table(store, study))
     measures, metrics = _Measures(store), _Metrics(store)
     longest: dict[str, tuple[float, list[dict[str, Any]], str]] = {}
-    for row in _rows(store, study):
+    for row in stored_rows(store, study):
         path = [part for part in row["path"] if part["phase"] == "trunk"]
         flops = sum((p["to_step"] - p["from_step"]) * p["flops_per_step"] for p in path)
         if path and flops > longest.get(row["trunk_id"], (0.0, [], ""))[0]:
@@ -213,6 +250,11 @@ class _Metrics:
             self.arrays[trajectory] = np.array(pairs, dtype=float).reshape(len(pairs), 2)
         return self.arrays[trajectory]
 
+    def within(self, part: dict[str, Any]) -> np.ndarray:
+        """Those of one part of a path."""
+        lines = self.of(part["trajectory_id"])
+        return lines[(lines[:, 0] > part["from_step"]) & (lines[:, 0] <= part["to_step"])]
+
 
 def _by_id(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {str(row["cell_id"]): {str(k): v for k, v in row.items()} for row in cells.to_dict("records")}
@@ -238,8 +280,7 @@ def _curve(
     for p in path:
         trajectory, low, high = p["trajectory_id"], p["from_step"], p["to_step"]
         if origin_flops is not None or p["phase"] != "trunk":
-            trained = metrics.of(trajectory)
-            trained = trained[(trained[:, 0] > low) & (trained[:, 0] <= high)]
+            trained = metrics.within(p)
             lines = [e for e in measures.of(trajectory) if low <= e["step"] <= high]
             steps = np.concatenate([trained[:, 0], [float(e["step"]) for e in lines]])
             part = {
@@ -264,4 +305,4 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-__all__ = ["COLUMNS", "CONTROLS", "SCRATCH_KINDS", "cells_table", "curves", "trunk_curves"]
+__all__ = ["COLUMNS", "CONTROLS", "SCRATCH_KINDS", "cells_table", "curves", "stored_rows", "trunk_curves"]

@@ -15,7 +15,7 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
     """What the plan knows of a cell, in the vocabulary's columns; a missing value is None."""
     config, leaf = cell.config, cell.leaf
     model, trunk_params = leaf.trajectory.model, flops.activated_params(config.model)
-    path = _path(leaf)
+    path = _path(leaf, num_sunk=len(cell.base.segments()) if cell.base else 0)
     tokens = sum((part["to_step"] - part["from_step"]) * part["tokens_per_step"] for part in path)
     at_step = cell.kind in (BRANCH, SCRATCH, Control.SHAM)
     branch = cell.start.trajectory if cell.start else None
@@ -105,20 +105,21 @@ def _chinchilla_multiple(cell: Cell, trunk_params: int) -> float | None:
     return tokens / (20.0 * trunk_params)
 
 
-def _path(leaf: Address) -> list[dict[str, Any]]:
+def _path(leaf: Address, num_sunk: int) -> list[dict[str, Any]]:
+    """The parts of a path; the first `num_sunk`, an anneal grown out of included, are the trunk's."""
     phases = {Kind.TRUNK: "trunk", Kind.SCRATCH: "stable", Kind.BRANCH: "stable", Kind.ANNEAL: "anneal"}
     return [
         {
             "trajectory_id": trajectory.id,
             "from_step": 0,
             "to_step": steps,
-            "phase": phases[trajectory.kind],
+            "phase": "trunk" if nth < num_sunk else phases[trajectory.kind],
             "flops_per_step": trajectory.flops_per_step,
             "tokens_per_step": trajectory.train.tokens_per_step,
             "data_start": trajectory.data_start,
             "stream": trajectory.stream,
         }
-        for trajectory, steps in leaf.segments()
+        for nth, (trajectory, steps) in enumerate(leaf.segments())
     ]
 
 

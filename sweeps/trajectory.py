@@ -45,13 +45,14 @@ class Trajectory:
     operator: Operator = field(default_factory=Operator)
     optimizer_state: OptimizerState = OptimizerState.RESET
     at_growth: AtGrowth = AtGrowth.CONTINUE
+    version: int | None = None  # of its numerics; None: those of this release
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What is hashed. Every field of it can change the numbers; nothing else can."""
         if self.parent is None:
             return {
-                "version": INIT_VERSION,
+                "version": self.version or INIT_VERSION,
                 "model": to_plain(self.model),
                 "data": json.loads(self.data),
                 "train": to_plain(self.train),
@@ -59,7 +60,7 @@ class Trajectory:
                 "seed": self.seed,
             }
         return {
-            "version": CHILD_VERSION,
+            "version": self.version or CHILD_VERSION,
             "parent": str(self.parent),
             "operator": to_plain(self.operator),
             "learning_rate": to_plain(self.learning_rate),
@@ -154,6 +155,7 @@ def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | Non
             train=parse(TrainConfig, identity["train"], "train"),
             seed=identity["seed"],
             learning_rate=learning_rate,
+            version=identity["version"],
         )
     parent_id, step = parse_address(identity["parent"])
     assert parent.id == parent_id, f"{parent.id} is not the parent {parent_id}"
@@ -166,6 +168,7 @@ def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | Non
         operator=operator,
         optimizer_state=OptimizerState(identity["optimizer_state"]),
         at_growth=AtGrowth(identity["at_growth"]),
+        version=identity["version"],
     )
 
 
@@ -179,6 +182,7 @@ def child(
     operator: Operator | None = None,
     optimizer_state: OptimizerState = OptimizerState.COPY,
     at_growth: AtGrowth = AtGrowth.CONTINUE,
+    version: int | None = None,
 ) -> Trajectory:
     """The trajectory that starts from a state of `source`; without an operator it just goes on from it.
 
@@ -198,6 +202,7 @@ def child(
         operator=operator,
         optimizer_state=optimizer_state,
         at_growth=at_growth,
+        version=version,
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import tiny
 
+from moe.plain import digest
 from sweeps.cell import all_cells
 from sweeps.config import Control
 from sweeps.plan import make_plan
@@ -148,6 +149,19 @@ def test_growth_beyond_decay_from_starts_from_the_trunks_anneal_and_its_flops_ar
     assert annealed.base.step == 4
     assert annealed.sunk_flops == stable.sunk_flops
     assert tiny.cell(growth__step=10, trunk__decay_from=10).id == tiny.cell(growth__step=10).id
+
+
+def test_all_that_was_spent_before_the_growth_is_the_trunks_phase():
+    path = row(tiny.cell(growth__step=14, trunk__decay_from=10), True)["path"]
+    assert [part["phase"] for part in path] == ["trunk", "trunk", "stable", "anneal"]
+
+
+def test_a_trajectory_of_an_older_version_keeps_its_id():
+    leaf = tiny.cell().leaf.trajectory
+    old = {**leaf.parent.trajectory.identity, "version": 1}
+    again = from_identity(old, Kind.BRANCH, leaf.root)
+    assert again.identity == old
+    assert again.id == digest(old) != leaf.parent.trajectory.id
 
 
 def test_a_cosine_shares_no_trunk_between_horizons():

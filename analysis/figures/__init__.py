@@ -2,6 +2,7 @@
 
 from analysis.figures.curves import loss_and_accuracy_by_sunk_flops
 from analysis.figures.families import accuracy_by_family
+from analysis.figures.growth import clone_divergence, function_preservation_waterfall
 from analysis.figures.style import save, themed
 from analysis.figures.sunk import accuracy_against_sunk_flops
 from analysis.figures.trunk import trunk_with_growth_points
@@ -9,6 +10,8 @@ from analysis.figures.trunk import trunk_with_growth_points
 __all__ = [
     "accuracy_against_sunk_flops",
     "accuracy_by_family",
+    "clone_divergence",
+    "function_preservation_waterfall",
     "loss_and_accuracy_by_sunk_flops",
     "save",
     "themed",

@@ -17,23 +17,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito's eight colours, told apart with any colour vision; black is left to the controls.
-_METHOD_COLOURS = {
-    "stack": "#D55E00",
-    "interposition": "#0072B2",
-    "duplicate": "#009E73",
-    "interposition + duplicate": "#CC79A7",
-    "stack + duplicate": "#E69F00",
+# The marker doubles the colour, so that ways of growing which are seldom compared may share one of the two.
+_METHODS = {
+    "stack": ("#D55E00", "s"),
+    "interposition": ("#0072B2", "o"),
+    "layer_map": ("#009E73", "h"),
+    "random": ("#CC79A7", "p"),
+    "duplicate": ("#009E73", "D"),
+    "experts_only": ("#D55E00", "<"),
+    "top_k_only": ("#0072B2", ">"),
+    "split": ("#E69F00", "H"),
+    "random_experts": ("#CC79A7", "8"),
+    "drop_upcycle": ("#56B4E9", "p"),
+    "interposition + duplicate": ("#CC79A7", "^"),
+    "stack + duplicate": ("#E69F00", "v"),
+    "duplicate → interposition": ("#56B4E9", "P"),
+    "interposition → duplicate": ("#E69F00", "X"),
 }
-_MORE_COLOURS = ("#56B4E9", "#F0E442")
+_MORE_COLOURS = ("#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#009E73")
+_MORE_MARKERS = ("P", "X", "<", ">")
 _ON_DARK = {"#0072B2": "#56B4E9", "#56B4E9": "#0072B2"}  # the deep blue is hard to see on a dark page
-_METHOD_MARKERS = {
-    "stack": "s",
-    "interposition": "o",
-    "duplicate": "D",
-    "interposition + duplicate": "^",
-    "stack + duplicate": "v",
-}
-_MORE_MARKERS = ("P", "X")
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
 _DARK = {"page": "#16181d", "ink": "#e4e6eb", "grid": "#3a3f4a"}
 _LIGHT = {"page": "#ffffff", "ink": "#1f2328", "grid": "#dfe2e6"}
@@ -52,20 +55,21 @@ class Look:
 def looks(arms: list[str]) -> dict[str, Look]:
     """A look per arm; arms of one method share its colour and marker, the same in every figure."""
     methods = list(dict.fromkeys(_method(arm) for arm in arms))
-    unknown = [method for method in methods if method not in _METHOD_COLOURS]
+    unknown = [method for method in methods if method not in _METHODS]
     out: dict[str, Look] = {}
     used: dict[str, int] = {}
     for arm in arms:
         method = _method(arm)
         nth = used.get(method, 0)
         used[method] = nth + 1
-        more = unknown.index(method) % len(_MORE_COLOURS) if method in unknown else 0
-        colour = _METHOD_COLOURS.get(method, _MORE_COLOURS[more])
+        more = unknown.index(method) if method in unknown else 0
+        fallback = _MORE_COLOURS[more % len(_MORE_COLOURS)], _MORE_MARKERS[more % len(_MORE_MARKERS)]
+        colour, marker = _METHODS.get(method, fallback)
         out[arm] = Look(
             colour=_ON_DARK.get(colour, colour) if is_dark() else colour,
-            marker=_METHOD_MARKERS.get(method, _MORE_MARKERS[more]),
+            marker=marker,
             line=_LINES[nth % len(_LINES)],
-            filled=nth % 2 == 0,
+            filled=(nth + nth // len(_LINES)) % 2 == 0,
         )
     return out
 
