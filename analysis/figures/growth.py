@@ -240,9 +240,9 @@ def _twins_caption(own: pd.DataFrame, table: pd.DataFrame, several_steps: bool) 
     several = table["n_trunks"].max() > 1
     later = (table["nth"] > 1).any()
     return (
-        "How experts of one origin part after growth: distance d of a copy's weights from its source's over "
-        "the source's norm (their cosine, in twins.csv, is about 1 − d²/2), and the share of slots whose token also goes to the next copy (1: always together; k/E: about what "
-        "strangers do). "
+        "How experts of one origin part after growth: distance d of a copy's weights from its source's, over "
+        "the source's norm (their cosine, in twins.csv, is about 1 − d²/2), and the share of slots whose "
+        "token also goes to the next copy (1: always together; k/E: about what strangers do). "
         f"Means over layers{' and trunks; band: range over trunks' if several else ''}. {of_trunks(own)}."
         + (" A chain's line begins with its later growth, at the dotted vertical." if later else "")
         + (" The latest growth step alone; all are in twins.csv." if several_steps else "")
