@@ -14,7 +14,8 @@ import pandas as pd
 from safetensors import safe_open
 
 from analysis.growths import grown_cells, starts
-from moe.operator import Copies, DepthMethod, Operator, WidthMethod
+from moe.operator import Operator, WidthMethod
+from moe.plain import parse
 from sweeps.store import Store
 
 MAX_PAIRS = 20
@@ -124,7 +125,7 @@ class _Update:
 
     def __init__(self, store: Store, tap: dict[str, Any]) -> None:
         # From the record of the growth, which every release can read, and not from the trajectory's identity.
-        self.operator, self.paths = _operator(tap["operator"]), _files(store, tap)
+        self.operator, self.paths = parse(Operator, tap["operator"], "operator"), _files(store, tap)
         self.num_layers, self.num_experts = tap["before"]["num_layers"], tap["before"]["num_experts"]
         self.stack = ExitStack()
 
@@ -147,19 +148,6 @@ class _Update:
 
     def ndim(self, name: str) -> int:
         return len(self.end.get_slice(self.names[name]).get_shape())
-
-
-def _operator(stored: dict[str, Any]) -> Operator:
-    kinds = {"method": DepthMethod, "width_method": WidthMethod, "copies": Copies, "layer_map": _tuple}
-    return Operator(**{name: kinds.get(name, _same)(value) for name, value in stored.items()})
-
-
-def _tuple(values: list[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def shared_names(operator: Operator, num_layers: int, grown_names: list[str]) -> dict[str, str]:
