@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 _LAYER = re.compile(r"^layers\.(\d+)\.(.+)$")
 _ROUTER, _BIAS = "moe.router.weight", "moe.selection_bias_E"
 _IN, _OUT = "moe.experts.w_in_EGD", "moe.experts.w_out_EDH"
-_CHUNK = 1 << 20  # numbers
+_CHUNK = 1 << 17  # numbers
 _BRANCH_NORMS = ("attention_norm.weight", "moe_norm.weight")
 
 
@@ -240,7 +240,7 @@ def _std(matrices: Tensor) -> Tensor:
 
 
 def _draw_normal(out: Tensor, seed: int) -> Tensor:
-    """Fills `out` with N(0, 1), each 2²⁰ numbers from a stream of their own: threads change no byte, and a
+    """Fills `out` with N(0, 1), each 2¹⁷ numbers from a stream of their own: threads change no byte, and a
     part can be drawn without the rest. Drawing takes most of a noisy growth, and one stream is one thread."""
     flat = out.view(-1)
 

@@ -212,7 +212,8 @@ class _Bars(Progress):
 
 def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:
     table = Table(title=None, box=None, pad_edge=False)
-    columns = ["growth.step", "growth", *_swept(plan.requested), "seed", "sunk FLOPs"]
+    swept = [f"growth.{name}" for name in _swept(plan.requested)]
+    columns = ["growth.step", "growth", *swept, "seed", "sunk FLOPs"]
     columns += ["base", "start", "final", "± se"]
     columns += [c.value for c in Control if any(c in cell.controls for cell in plan.requested)]
     for name in [*columns, "status"]:
@@ -233,7 +234,7 @@ def _result_row(cell: Cell, store: Store, columns: list[str]) -> list[str]:
     fixed = {
         "growth.step": str(cell.config.growth.step),
         "growth": cell.growth if cell.kind == BRANCH else cell.kind,
-        **{name: str(getattr(cell.config.growth, name)) for name in _growth_fields(cell)},
+        **{f"growth.{name}": str(getattr(cell.config.growth, name)) for name in _growth_fields(cell)},
         "seed": str(cell.config.seed),
         "sunk FLOPs": f"{cell.sunk_flops:.3g}",
         "± se": _score(store, cell, cell.leaf, "acc_se"),

@@ -42,8 +42,19 @@ def test_the_end_shows_every_cell_with_its_controls(monkeypatch, store_root):
     header = next(line for line in text.splitlines() if line.startswith("growth.step"))
     for name in ("base", "start", "final", "continued", "scratch_extra"):
         assert name in header
-    assert text.count("interposition+duplicate") == 2
+    rows = [line for line in text.splitlines() if re.match(r" +[48] +interposition \+ duplicate ", line)]
+    assert len(rows) == 2
     assert "1.000 of the plan" in text
+
+
+def test_the_end_shows_what_was_swept(monkeypatch, store_root):
+    text = io.StringIO()
+    console = Console(file=text, width=160, highlight=False)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+    run_study([tiny.mapping(growth__seed=seed, launch__store=store_root) for seed in (3, 4)])
+    header = next(line for line in text.getvalue().splitlines() if line.startswith("growth.step"))
+    assert header.split().count("growth.seed") == 1
+    assert re.search(r"duplicate +4 +0 ", text.getvalue())
 
 
 def test_the_plan_says_what_sharing_saves(monkeypatch, store_root):
