@@ -26,6 +26,7 @@ _OWN = {
     "noise_scale": "α={:g}",
     "router_noise_scale": "router α={:g}",
     "drop_fraction": "drop {:g}",
+    "then": "then {}",
     "then_after_flops": "then after {:.2g} FLOPs",
 }
 _BUDGET_TOLERANCE = 0.10  # whole steps: two budgets meant to be equal may differ by a step of the dearer one
@@ -43,7 +44,7 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
     growth = _growths(grown)
     names = list(growth)
     for column, pattern in (_OWN | _SHARED).items():
-        values = _levels(grown[column]) if column == "then_after_flops" else grown[column]
+        values = _comparable(grown[column], growth)
         varies = _varies(grown.assign(**{column: values}), column, growth)
         shown = [_shown(value, column, pattern) if v else "" for value, v in zip(values, varies, strict=True)]
         names = [f"{name}, {extra}" if extra else name for name, extra in zip(names, shown, strict=True)]
@@ -66,6 +67,19 @@ def _growths(grown: pd.DataFrame) -> pd.Series:
         parts = [part for part in (depth, width) if part not in ("none", "")]
         names.append(growth or " + ".join(parts) or "none")
     return pd.Series(names, index=grown.index, dtype=object)
+
+
+def _comparable(values: pd.Series, growth: pd.Series) -> pd.Series:
+    """What of a column can tell two arms apart: budgets by their cluster, further growths by the words in
+    which they differ from others of the same operators."""
+    if values.name == "then_after_flops":
+        return _levels(values)
+    if values.name != "then":
+        return values
+    words = values.str.split().map(frozenset)
+    common = words.groupby(growth).transform(lambda own: [frozenset.intersection(*own)] * len(own))
+    told = zip(values, common, strict=True)
+    return pd.Series([" ".join(w for w in text.split() if w not in c) for text, c in told], values.index)
 
 
 def _varies(grown: pd.DataFrame, column: str, growth: pd.Series) -> pd.Series:

@@ -16,7 +16,7 @@ COLUMNS = (
     *("replicate", "arm", "growth_step", "method", "depth_factor", "width_method", "width_factor"),
     *("noise_scale", "optimizer_state", "growth_lr", "seed", "growth_seed"),
     *("growth", "growth_warmup_steps", "keep_first", "keep_last", "layer_map", "copies"),
-    *("router_noise_scale", "drop_fraction", "then_after_flops"),
+    *("router_noise_scale", "drop_fraction", "then", "then_after_flops"),
     *("sunk_flops", "extra_flops", "total_flops", "paper_flops", "f_c", "sunk_f_c", "extra_f_c"),
     *("chinchilla_multiple", "base_acc", "start_acc", "stable_acc", "final_acc", "final_acc_se"),
     *("base_acc_se", "n", "chance", "prob_right", "base_loss", "start_loss", "stable_loss", "final_loss"),
@@ -38,7 +38,7 @@ COLUMNS = (
 _SPIKE_STEPS, _STEPS_BEFORE = 50, 20
 _TEXT = (
     *("study", "cell_id", "kind", "control_of", "status", "trajectory_id", "trunk_id", "replicate", "arm"),
-    *("growth", "method", "width_method", "optimizer_state", "layer_map", "copies"),
+    *("growth", "then", "method", "width_method", "optimizer_state", "layer_map", "copies"),
     *("data", "at_growth", "eval_id"),
     *(f"{control}_id" for control in CONTROLS),
 )

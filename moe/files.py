@@ -58,15 +58,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
 
 
-def last_line(path: Path, window_bytes: int = 1 << 16) -> dict[str, Any] | None:
-    """The last whole line, found in the last `window_bytes` of the file; None if there is none."""
+def last_line(path: Path, window_bytes: int = 1 << 13) -> dict[str, Any] | None:
+    """The last whole line, read from the end of the file in a window that grows; None if there is none."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - window_bytes))
-            lines = file.read().split(b"\n")[:-1]
+            size = file.seek(0, os.SEEK_END)
+            while True:
+                start = max(0, size - window_bytes)
+                file.seek(start)
+                lines = file.read().split(b"\n")[:-1]
+                if len(lines) > 1 or (lines and start == 0):
+                    return json.loads(lines[-1])
+                if start == 0:
+                    return None
+                window_bytes *= 4
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:

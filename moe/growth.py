@@ -165,6 +165,7 @@ def _widen(
     grown[: len(tensor)] = tensor
     copies = _copies(grown, m)
     scale = operator.router_noise if name.endswith(_ROUTER) else operator.noise_scale
+    scale = scale if method.takes_noise else 0.0
     if scale > 0:  # in place: the noise is drawn where the copies will be
         _draw_normal(copies, _seed(operator, "noise", name))
         copies.mul_(scale * _std_of_each_matrix(name, tensor)).add_(tensor)

@@ -124,6 +124,8 @@ def effective_noise_scale(
     for name, tensor in grown.items():
         if ".moe.experts." in name:
             first, rest = _twins(tensor.to(read).float(), m)
+            if not first.any():  # a zeroed copy: no noise of zero's scale
+                continue
             experts.append((rest - first).std() / first.std())
             unchanged.append((rest == first).float().mean())
         elif ".moe.router." in name:

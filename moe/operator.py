@@ -44,8 +44,13 @@ class WidthMethod(StrEnum):
 
     @property
     def makes_twins(self) -> bool:
-        """Whether whole experts are copied: twins that do the same work unless noise parts them."""
+        """Whether whole experts are copied, with or without something of them drawn anew."""
         return self in (WidthMethod.DUPLICATE, WidthMethod.EXPERTS_ONLY, WidthMethod.DROP_UPCYCLE)
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether twins would do the same work for ever, were it not for noise."""
+        return self in (WidthMethod.DUPLICATE, WidthMethod.EXPERTS_ONLY)
 
     @property
     def multiplies_top_k(self) -> bool:
@@ -98,6 +103,41 @@ class Operator:
     copies: Copies = added(Copies.EXACT)
     router_noise_scale: float | None = added(None)
     drop_fraction: float = added(0.0)
+
+    def __post_init__(self) -> None:
+        by_map = self.method is DepthMethod.LAYER_MAP
+        _check_factor("depth_factor", self.depth_factor, "method", self.method, by_map)
+        _check_factor("width_factor", self.width_factor, "width_method", self.width_method, False)
+        check(
+            by_map == (self.layer_map is not None),
+            f"growth.layer_map={list(self.layer_map) if self.layer_map else 'null'} with growth.method="
+            f"{self.method}: method layer_map reads it and no other does; set both or neither",
+        )
+        check(
+            not by_map or self.keep_first == self.keep_last == 0,
+            f"growth.keep_first={self.keep_first} and growth.keep_last={self.keep_last} with growth.method="
+            "layer_map: the map says it all; set them to 0",
+        )
+        for name in ("keep_first", "keep_last", "noise_scale", "router_noise_scale"):
+            value = getattr(self, name)
+            check(value is None or value >= 0, f"growth.{name}={value} must not be negative")
+        drops = self.width_method is WidthMethod.DROP_UPCYCLE
+        check(
+            0 < self.drop_fraction <= 1 if drops else self.drop_fraction == 0,
+            f"growth.drop_fraction={self.drop_fraction} must lie above 0 and at most at 1 for "
+            "growth.width_method=drop_upcycle, and be 0 for others; for 0 choose duplicate",
+        )
+        check(
+            self.seed is not None or not self.draws,
+            "growth.seed=None, and this growth draws random numbers; give a seed",
+        )
+
+    @property
+    def draws(self) -> bool:
+        """Whether random numbers are drawn."""
+        noisy = self.width_method.takes_noise and max(self.noise_scale, self.router_noise) > 0
+        new = self.width_method in (WidthMethod.RANDOM_EXPERTS, WidthMethod.DROP_UPCYCLE)
+        return noisy or new or self.method is DepthMethod.RANDOM
 
     @property
     def deepens(self) -> bool:
@@ -212,8 +252,18 @@ class Operator:
                 exact = False
         if not exact:
             return Exactness.CHANGED
-        noisy = self.width_method.makes_twins and max(self.noise_scale, self.router_noise) > 0
+        noisy = self.width_method.takes_noise and max(self.noise_scale, self.router_noise) > 0
         return Exactness.PERTURBED if noisy else Exactness.EXACT
+
+
+def _check_factor(name: str, factor: int, key: str, method: StrEnum, by_map: bool) -> None:
+    needed = method != "none" and not by_map
+    check(
+        factor >= 2 if needed else factor == 1,
+        f"growth.{name}={factor} must be at least 2, or set growth.{key}=none"
+        if needed
+        else f"growth.{name}={factor} acts on nothing with growth.{key}={method}; leave it at 1",
+    )
 
 
 @lru_cache(maxsize=256)
@@ -246,11 +296,6 @@ def _check_depth(model: ModelConfig, operator: Operator, sources: list[int]) -> 
         operator.copies is Copies.SCALED or model.norm_placement is not NormPlacement.POST,
         "growth.copies=zeroed keeps the function only where a layer adds to the stream; with "
         "model.norm_placement=post each norm acts on the sum: choose exact or scaled",
-    )
-    check(
-        operator.copies is Copies.ZEROED or model.norm_placement is not NormPlacement.OUTPUT,
-        "growth.copies=scaled has no effect with model.norm_placement=output, whose norms undo any scale; "
-        "choose exact or zeroed",
     )
     check(
         operator.copies is Copies.ZEROED or operator.method is not DepthMethod.RANDOM,
@@ -302,11 +347,21 @@ def _check_width(model: ModelConfig, operator: Operator) -> None:
         f"growth.width_factor={m} must divide model.expert_hidden_size={model.expert_hidden_size} "
         "for growth.width_method=split",
     )
+    dropped = round(operator.drop_fraction * model.expert_hidden_size)
+    check(
+        method is not WidthMethod.DROP_UPCYCLE or dropped > 0,
+        f"growth.drop_fraction={operator.drop_fraction} of model.expert_hidden_size="
+        f"{model.expert_hidden_size} units drops none; raise it, or choose growth.width_method=duplicate",
+    )
     most = model.top_k_groups * model.num_experts // model.num_groups
     check(
         method is not WidthMethod.TOP_K_ONLY or model.top_k * m <= most,
         f"growth.width_factor={m} asks for top_k={model.top_k * m} of {most} experts that a token can reach; "
-        f"with growth.width_method=top_k_only choose at most {most // model.top_k}",
+        + (
+            f"with growth.width_method=top_k_only choose at most {most // model.top_k}"
+            if most >= 2 * model.top_k
+            else "there is no room for growth.width_method=top_k_only"
+        ),
     )
 
 

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import pairwise
 from typing import NamedTuple
 
 from moe import flops
@@ -18,7 +17,7 @@ from moe.evaluate import eval_id
 from moe.operator import Operator
 from moe.plain import canonical_json, check, digest
 from sweeps.config import Control, SweepConfig
-from sweeps.growth import Stage, stages_of
+from sweeps.growth import Stage, places_of, stages_of
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Kind, Trajectory, child
 
@@ -168,13 +167,12 @@ def _branch(
     stages = _stages(config)
     if kind == Control.SHAM:  # the first growth's optimizer and rate, without its growth
         stages = [stages[0]._replace(operator=Operator())]
-    growths, origin, spent = [], base, 0.0
-    for left, (stage, following) in zip(range(len(stages), 1, -1), pairwise(stages), strict=True):
+    growths, origin, spent, path = [], base, 0.0, "growth"
+    for stage, after in zip(stages, places_of(stages, extra_flops), strict=False):
+        path += ".then"
         trajectory = _grown(config, origin, stage, None)
-        after = following.after_extra_flops
-        after = spent + (extra_flops - spent) / left if after is None else after
         steps = flops.whole_steps(after - spent, trajectory.flops_per_step)
-        _check_chain(after, extra_flops, steps, trajectory.flops_per_step)
+        _check_place(f"{path}.after_extra_flops={after:.6g}", after, extra_flops, steps, trajectory)
         growths.append((origin, trajectory.at(0)))
         origin, spent = trajectory.at(steps), spent + steps * trajectory.flops_per_step
     if len(stages) > 1 and anneal_flops is None:
@@ -201,16 +199,18 @@ def _grown(config: SweepConfig, origin: Address, stage: Stage, total_steps: int 
     )
 
 
-def _check_chain(after_extra_flops: float, extra_flops: float, steps: int, per_step: float) -> None:
+def _check_place(
+    field: str, after_extra_flops: float, extra_flops: float, steps: int, trajectory: Trajectory
+) -> None:
     check(
         after_extra_flops < extra_flops,
-        f"growth.then.after_extra_flops={after_extra_flops:.6g} is not below the {extra_flops:.6g} FLOPs "
-        "that the budget leaves after the first growth; lower it or raise the budget",
+        f"{field} is not below the {extra_flops:.6g} FLOPs that the budget leaves after the first growth; "
+        "lower it or raise the budget",
     )
     check(
         steps >= 1,
-        f"growth.then.after_extra_flops={after_extra_flops:.6g} leaves no whole step ({per_step:.3g} FLOPs) "
-        "between two growths; raise it",
+        f"{field} leaves no whole step ({trajectory.flops_per_step:.3g} FLOPs) between two growths; raise "
+        "it, or the budget where it is null",
     )
 
 

@@ -1,7 +1,9 @@
 """The growth section of a configuration, and the stages, one a growth, that it resolves to. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import numpy as np
 
 from moe.operator import Copies, DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.plain import check
@@ -30,35 +32,18 @@ class OperatorConfig:
 
     def check_operator(self, path: str, warmup_steps: int | None, lr: float | None) -> None:
         """ValueError naming `path`, the place of this growth in a configuration."""
-        deepens, widens = self.method is not DepthMethod.NONE, self.width_method is not WidthMethod.NONE
         check(
-            deepens or widens,
+            self.method is not DepthMethod.NONE or self.width_method is not WidthMethod.NONE,
             f"{path}.method=none and {path}.width_method=none grow nothing; "
             "choose one of them, or ask for controls: [sham]",
         )
-        by_map = self.method is DepthMethod.LAYER_MAP
-        check(
-            not deepens or by_map or self.depth_factor >= 2,
-            f"{path}.depth_factor={self.depth_factor} must be at least 2, or set {path}.method=none",
-        )
-        check(
-            not widens or self.width_factor >= 2,
-            f"{path}.width_factor={self.width_factor} must be at least 2, or set {path}.width_method=none",
-        )
-        check(
-            by_map == (self.layer_map is not None),
-            f"{path}.layer_map={list(self.layer_map) if self.layer_map else 'null'} with {path}.method="
-            f"{self.method}: method layer_map reads it and no other does; set both or neither",
-        )
-        for name in ("keep_first", "keep_last", "noise_scale", "router_noise_scale"):
+        for name in ("keep_first", "keep_last", "noise_scale", "router_noise_scale", "drop_fraction"):
             value = getattr(self, name)
             check(value is None or value >= 0, f"{path}.{name}={value} must not be negative")
-        drops = self.width_method is WidthMethod.DROP_UPCYCLE
-        check(
-            not drops or 0 < self.drop_fraction <= 1,
-            f"{path}.drop_fraction={self.drop_fraction} must lie above 0 and at most at 1 for "
-            f"{path}.width_method=drop_upcycle; for 0 choose duplicate",
-        )
+        try:
+            self.operator(seed=0)
+        except ValueError as error:
+            raise ValueError(str(error).replace("growth.", f"{path}.")) from None
         check(
             warmup_steps is None or warmup_steps >= 0,
             f"{path}.warmup_steps={warmup_steps} must not be negative",
@@ -68,30 +53,27 @@ class OperatorConfig:
     def operator(self, seed: int) -> Operator:
         """The growth reduced to what acts, so that equal science has one id; `seed` is of what is drawn."""
         deepens, by_map = self.method is not DepthMethod.NONE, self.method is DepthMethod.LAYER_MAP
-        widens, by_factor = self.width_method is not WidthMethod.NONE, deepens and not by_map
-        noise_scale = self.noise_scale if self.width_method.makes_twins else 0.0
-        router_noise = self.router_noise_scale if self.width_method.makes_twins else None
+        widens, noisy = self.width_method is not WidthMethod.NONE, self.width_method.takes_noise
         drops = self.width_method is WidthMethod.DROP_UPCYCLE
-        draws = (
-            noise_scale > 0
-            or (router_noise or 0.0) > 0
-            or drops
-            or self.method is DepthMethod.RANDOM
-            or self.width_method is WidthMethod.RANDOM_EXPERTS
-        )
-        return Operator(
+        operator = Operator(
             method=self.method,
-            depth_factor=self.depth_factor if by_factor else 1,
+            depth_factor=self.depth_factor if deepens and not by_map else 1,
             width_method=self.width_method,
             width_factor=self.width_factor if widens else 1,
-            noise_scale=noise_scale,
-            seed=seed if draws else None,
-            keep_first=self.keep_first if by_factor else 0,
-            keep_last=self.keep_last if by_factor else 0,
+            noise_scale=self.noise_scale if noisy else 0.0,
+            seed=seed,
+            keep_first=self.keep_first if deepens else 0,
+            keep_last=self.keep_last if deepens else 0,
             layer_map=self.layer_map,
             copies=self.copies if deepens else Copies.EXACT,
-            router_noise_scale=None if router_noise == noise_scale else router_noise,
+            router_noise_scale=self.router_noise_scale if noisy else None,
             drop_fraction=self.drop_fraction if drops else 0.0,
+        )
+        same_noise = operator.router_noise == operator.noise_scale
+        return replace(
+            operator,
+            seed=seed if operator.draws else None,
+            router_noise_scale=None if same_noise else operator.router_noise_scale,
         )
 
 
@@ -125,7 +107,7 @@ class GrowthConfig(OperatorConfig):
 class ThenConfig(OperatorConfig):
     """A further growth, once `after_extra_flops` were spent after the first; null is as that one has it.
 
-    Where `after_extra_flops` is null, the growths left divide what is left of the extra budget evenly.
+    Where `after_extra_flops` is null, growths stand evenly between those that have a place.
     """
 
     after_extra_flops: float | None = None
@@ -136,8 +118,8 @@ class ThenConfig(OperatorConfig):
 
 
 class Stage(NamedTuple):
-    """One growth of a cell and how its branch trains; `after_extra_flops` counts from the first growth, and
-    None divides what is left of the extra budget evenly."""
+    """One growth of a cell and how its branch trains; `after_extra_flops` counts from the first growth, None
+    is evenly between its neighbours."""
 
     operator: Operator
     optimizer_state: OptimizerState
@@ -153,7 +135,7 @@ def stages_of(growth: GrowthConfig, seed: int, lr: float) -> list[Stage]:
     stages = [Stage(growth.operator(seed), growth.optimizer_state, lr, growth.warmup_steps)]
     then = growth.then
     while then is not None:
-        own_seed = derive_seed(seed, "growth", len(stages)) if then.seed is None else then.seed
+        own_seed = derive_seed(seed if then.seed is None else then.seed, "growth", len(stages))
         stages.append(
             Stage(
                 operator=then.operator(own_seed),
@@ -165,3 +147,12 @@ def stages_of(growth: GrowthConfig, seed: int, lr: float) -> list[Stage]:
         )
         then = then.then
     return stages
+
+
+def places_of(stages: list[Stage], extra_flops: float) -> list[float]:
+    """The extra FLOPs at which each growth but the first happens; what was not given stands evenly between
+    its neighbours, the first growth and the end of the budget among them."""
+    given = [0.0, *(stage.after_extra_flops for stage in stages[1:]), extra_flops]
+    known = [place for place, flops in enumerate(given) if flops is not None]
+    places = np.interp(range(len(given)), known, [given[place] for place in known])
+    return [float(place) for place in places[1:-1]]

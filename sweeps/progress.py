@@ -14,6 +14,7 @@ from rich.table import Table
 from sweeps.cell import BRANCH, Cell
 from sweeps.config import Control
 from sweeps.execute import Execution, Status
+from sweeps.growth import OperatorConfig
 from sweeps.outcome import Outcome
 from sweeps.plan import Plan, Task
 from sweeps.store import Store
@@ -234,7 +235,7 @@ def _result_row(cell: Cell, store: Store, columns: list[str]) -> list[str]:
     fixed = {
         "growth.step": str(cell.config.growth.step),
         "growth": cell.growth if cell.kind == BRANCH else cell.kind,
-        **{f"growth.{name}": str(getattr(cell.config.growth, name)) for name in _growth_fields(cell)},
+        **{f"growth.{key}": str(value) for key, value in _settings(cell.config.growth).items()},
         "seed": str(cell.config.seed),
         "sunk FLOPs": f"{cell.sunk_flops:.3g}",
         "± se": _score(store, cell, cell.leaf, "acc_se"),
@@ -262,24 +263,35 @@ def _collapse_notes(plan: Plan) -> list[str]:
     notes: Counter = Counter()
     for cells in groups.values():
         if len(cells) > 1:
-            differing = {key: _values(cells, key) for key in _growth_fields(cells[0])}
+            differing = {key: _values(cells, key) for key in _settings(cells[0].config.growth)}
             moot = "; ".join(f"growth.{key}={','.join(v)}" for key, v in differing.items() if len(v) > 1)
             notes[f"{moot or 'the same cell'} at growth.step={cells[0].config.growth.step} is one cell"] += 1
     return list(notes)
 
 
-def _growth_fields(cell: Cell) -> list[str]:
-    return [name for name in cell.config.growth.__dataclass_fields__ if name != "step"]
+def _settings(growth: OperatorConfig) -> dict[str, Any]:
+    """The growth section flat, by dotted key; `step` has a column of its own."""
+    settings: dict[str, Any] = {}
+    for name in growth.__dataclass_fields__:
+        value = getattr(growth, name)
+        if isinstance(value, OperatorConfig):
+            settings |= {f"{name}.{key}": inner for key, inner in _settings(value).items()}
+        elif name != "step":
+            settings[name] = value
+    return settings
 
 
 def _swept(cells: list[Cell]) -> list[str]:
     """The growth settings that differ among cells and that the operators' names do not tell."""
-    told = ("method", "width_method", "then")
-    return [name for name in _growth_fields(cells[0]) if name not in told and len(_values(cells, name)) > 1]
+    told = ("method", "width_method")
+    keys = dict.fromkeys(key for cell in cells for key in _settings(cell.config.growth))
+    return [key for key in keys if key.split(".")[-1] not in told and len(_values(cells, key)) > 1]
 
 
 def _values(cells: list[Cell], key: str) -> list[str]:
-    return sorted({str(getattr(cell.config.growth, key)) for cell in cells})
+    """What the cells that have a setting have there."""
+    settings = [_settings(cell.config.growth) for cell in cells]
+    return sorted({str(own[key]) for own in settings if key in own})
 
 
 def _duration(seconds: float) -> str:

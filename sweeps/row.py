@@ -6,9 +6,10 @@ from typing import Any
 
 from moe import flops
 from moe.operator import DepthMethod, Operator, WidthMethod
+from moe.plain import to_plain
 from sweeps.cell import BRANCH, SCRATCH, Cell, operators_of
 from sweeps.config import Control
-from sweeps.trajectory import Address, Kind
+from sweeps.trajectory import Address, Kind, Trajectory
 
 
 def row(cell: Cell, requested: bool) -> dict[str, Any]:
@@ -88,7 +89,29 @@ def _growth_columns(cell: Cell) -> dict[str, Any]:
         "router_noise_scale": wide.router_noise if grows else None,
         "drop_fraction": wide.drop_fraction if wide.drop_fraction else None,
         "growth_seed": next((o.seed for o in shown if o.seed is not None), None),
+        "then": " ".join(_settings(cell.start, start) for _, start in later) if later else None,
         "then_after_flops": later[0][0].flops - cell.growths[0][0].flops if later else None,
+    }
+
+
+def _settings(first: Address | None, later: Address) -> str:
+    """How a further growth was done, in words that compare: "width_factor=2 noise_scale=0.01 lr=0.004".
+
+    Seeds tell replicates apart and are left out; so is what trains as after the first growth.
+    """
+    settings = to_plain(later.trajectory.operator)
+    settings = {name: value for name, value in settings.items() if name != "seed"}
+    trained = [_training(at.trajectory) for at in (first, later) if at is not None]
+    settings |= {name: value for name, value in trained[-1].items() if value != trained[0][name]}
+    return " ".join(f"{name}={value}".replace(" ", "") for name, value in settings.items())
+
+
+def _training(branch: Trajectory) -> dict[str, Any]:
+    rate = branch.learning_rate
+    return {
+        "optimizer_state": branch.optimizer_state.value,
+        "lr": rate.peak,
+        "warmup_steps": rate.warmup_steps,
     }
 
 

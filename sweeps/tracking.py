@@ -81,6 +81,7 @@ def _flat(line: dict[str, Any]) -> dict[str, Any]:
     flat = {}
     for name, value in line.items():
         if isinstance(value, list):
+            name += "_max" if any(isinstance(item, list) for item in value) else ""
             layers = {f"{name}/layer_{i:02d}": item for i, item in enumerate(value) if item is not None}
             flat |= {layer: max(item) if isinstance(item, list) else item for layer, item in layers.items()}
         else:

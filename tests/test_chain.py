@@ -1,8 +1,10 @@
 """Chains of growths: trunk → depth → train → width → train is an ordinary cell whose ledger adds up."""
 
+import pandas as pd
 import pytest
 import tiny
 
+from analysis.arms import add_arms
 from moe.files import read_json
 from sweeps.cell import resolve
 from sweeps.config import Control, parse_sweep
@@ -83,7 +85,11 @@ def test_each_growth_of_a_chain_draws_from_a_stream_of_its_own():
     first, second = (start.trajectory.operator for _, start in twice.growths)
     assert first.seed != second.seed
     assert twice.leaf.trajectory.model.num_experts == 4 * twice.trunk.model.num_experts
-    assert chain(growth__then__seed=7).growths[1][1].trajectory.operator.seed == 7
+    same = chain(
+        growth__width_method="duplicate", growth__method="none", growth__seed=7, growth__then__seed=7
+    )
+    first, second = (start.trajectory.operator for _, start in same.growths)
+    assert first.seed != second.seed  # else the copies of a copy would be exact twins, noise or not
 
 
 def test_a_further_growth_trains_as_the_first_unless_told_otherwise():
@@ -113,6 +119,30 @@ def test_a_third_growth_may_not_precede_the_second():
         r"growth.then.then.after_extra_flops=10000000.0 precedes the growth before it",
         growth__then__then=third,
     )
+
+
+THEN = {
+    "lr": (1e-3, 2e-3),
+    "warmup_steps": (2, 7),
+    "optimizer_state": ("reset", "copy"),
+    "noise_scale": (0.01, 0.1),
+    "router_noise_scale": (0.01, 0.1),
+    "width_factor": (2, 3),
+}
+
+
+@pytest.mark.parametrize("field", THEN)
+def test_each_setting_of_a_further_growth_makes_an_arm_of_its_own(field):
+    """Else a report would average two treatments."""
+    rows = [row(chain(**{f"growth__then__{field}": value}), True) for value in THEN[field]]
+    arms = add_arms(pd.DataFrame(rows))["arm"]
+    assert arms.nunique() == 2
+    assert all(arm.startswith("interposition → duplicate") for arm in arms)
+
+
+def test_noise_seeds_of_a_chain_are_replicates_of_one_arm():
+    rows = [row(chain(growth__seed=seed), True) for seed in (1, 2)]
+    assert add_arms(pd.DataFrame(rows))["arm"].nunique() == 1
 
 
 def test_a_third_growth_is_named_where_it_stands():

@@ -12,6 +12,7 @@ import torch
 from moe.growth import Moments, _draw_normal, grow_moments, grow_weights
 from moe.model import MoETransformer
 from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
+from moe.seeds import derive_seed
 from moe.train import initial_state, language_loss
 
 STACK, INTERPOSITION = DepthMethod.STACK, DepthMethod.INTERPOSITION
@@ -125,6 +126,16 @@ def test_long_noise_is_the_same_for_any_number_of_threads():
     assert torch.equal(*out)
     assert out[0].std().item() == pytest.approx(1.0, abs=0.01)
     assert np.corrcoef(out[0][: 1 << 20], out[0][1 << 20 : 2 << 20])[0, 1] == pytest.approx(0, abs=0.01)
+
+
+def test_long_noise_keeps_its_bytes():
+    """Stored branches hold it: this digest changes only with CHILD_VERSION (or a torch that draws otherwise)."""
+    numbers = _draw_normal(torch.empty(3 * (1 << 17) + 5), 5)
+    expected = [
+        torch.randn(n, generator=torch.Generator().manual_seed(derive_seed(5, chunk)))
+        for chunk, n in enumerate((1 << 17, 1 << 17, 1 << 17, 5))
+    ]
+    assert torch.equal(numbers, torch.cat(expected))
 
 
 def test_experts_and_router_have_a_noise_each(source):

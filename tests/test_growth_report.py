@@ -13,7 +13,7 @@ from moe.diagnostics import co_routing, diagnose, moment_cosines, sample_moments
 from moe.growth import Moments, grow_moments, grow_weights
 from moe.growth_report import effective_noise_scale, growth_report
 from moe.model import MoETransformer
-from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
+from moe.operator import Copies, DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.train import initial_state, language_loss
 
 TOKENS = torch.randint(0, 400, (4, 17), generator=torch.Generator().manual_seed(1))
@@ -86,6 +86,14 @@ def test_in_bf16_small_noise_is_mostly_rounding(scale, unchanged):
     grown = grow_weights(config, operator, source)
     found = effective_noise_scale(operator, grown, Precision.BF16)
     assert found["unchanged"] == pytest.approx(unchanged, abs=0.03)
+
+
+def test_zeroed_copies_leave_the_noise_scale_readable():
+    config = tiny.model()
+    both = dataclasses.replace(BOTH, copies=Copies.ZEROED, noise_scale=0.01, router_noise_scale=None)
+    found = report_of(both, config)["effective_noise_scale"]
+    assert found["experts"] == pytest.approx(0.01, rel=0.1)
+    assert found["unchanged"] < 0.01
 
 
 def test_sizes_before_and_after_are_those_of_the_two_architectures():

@@ -1,6 +1,7 @@
 """One task at a time through the store: resume, kill, corruption, locks. All on real tiny training."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,33 @@ def test_a_corrupt_state_is_set_aside_and_derived_again(trunk):
     again = science(store.folder(trajectory.id))
     assert again["states/step_00000006/model.safetensors"] == whole["states/step_00000006/model.safetensors"]
     assert again["metrics.jsonl"] == whole["metrics.jsonl"]
+
+
+def grown_branch(root: str, tmp_path: Path, *stops: int) -> dict[str, bytes]:
+    """A branch of 24 steps from a router with a selection bias, resumed from its states at `stops`."""
+    fields = {"growth__noise_scale": 0.1, "growth__optimizer_state": "rescale", "budget__extra_flops": 1e9}
+    cell = tiny.cell("growth=width", model__selection_bias_rate=0.01, model__gate="sigmoid", **fields)
+    store, branch, alive = Store(root), cell.start.trajectory, tmp_path / "alive"
+    store.prepare()
+    store.add(branch)
+    for trajectory, step in ((cell.trunk, cell.base.step), *((branch, s) for s in (0, *stops, 24))):
+        assert perform(order(trajectory, step), make_options(root, alive)).result is Result.DONE
+    folder = store.folder(branch.id)
+    names = ("metrics.jsonl", "evals.jsonl", "states/growth.json", "states/moments_before.safetensors")
+    last = [f"states/step_00000024/{name}.safetensors" for name in ("model", "optimizer")]
+    return {name: (folder / name).read_bytes() for name in (*names, *last) if (folder / name).exists()}
+
+
+def test_a_grown_branch_logs_its_twins_and_moments_and_resumes_to_the_same_bytes(tmp_path):
+    calm = grown_branch(str(tmp_path / "a"), tmp_path)
+    assert len(calm) == 6
+    line = json.loads(calm["metrics.jsonl"].splitlines()[19])
+    assert line["step"] == 20
+    assert all(0 < d < 1 for d in line["twin_distance"])
+    assert all(0 < rate <= 1 for rate in line["co_routing"])
+    assert -1 <= line["first_moment_cosine"] <= 1
+    assert 0 < line["second_moment_cosine"] <= 1
+    assert grown_branch(str(tmp_path / "b"), tmp_path, 9, 17) == calm
 
 
 def test_a_busy_trajectory_is_an_event_and_not_a_wait(trunk):
