@@ -403,14 +403,14 @@ def test_what_is_new_starts_with_its_sources_mean_second_moment(operator):
     for name in ("layers.1.moe.experts.w_in_EGD", "layers.1.moe.experts.w_out_EDH"):
         new = grown.first[name] == 0
         old = name.replace("layers.1", "layers.0") if operator.deepens else name
-        assert new.float().mean().item() == pytest.approx(
-            1.0 if operator.deepens else share(operator), abs=0.01
-        )
+        assert new.float().mean().item() == pytest.approx(share(operator), abs=0.01)
         torch.testing.assert_close(grown.second[name][new], second[old].mean().expand(int(new.sum())))
 
 
 def share(operator):
-    """Of a stacked tensor of twice the experts, what is new."""
+    """What is new of a new layer, or of a stacked tensor of twice the experts."""
+    if operator.deepens:
+        return 1.0
     return 0.25 if operator.width_method is WidthMethod.DROP_UPCYCLE else 0.5
 
 
@@ -418,10 +418,8 @@ def test_rescaled_moments_of_dropped_units_are_rescaled_too():
     operator = Operator(width_method=WidthMethod.DROP_UPCYCLE, width_factor=2, drop_fraction=0.5, seed=0)
     config, source = model(), weights_of(model())
     moments = Moments(step=9, first=source, second={n: t.square() for n, t in source.items()})
-    copied, rescaled = (
-        grow_moments(config, operator, rule, moments)
-        for rule in (OptimizerState.COPY, OptimizerState.RESCALE)
-    )
+    rules = (OptimizerState.COPY, OptimizerState.RESCALE)
+    copied, rescaled = (grow_moments(config, operator, rule, moments) for rule in rules)
     name = "layers.0.moe.experts.w_in_EGD"
     torch.testing.assert_close(rescaled.first[name], copied.first[name] / 2)
     torch.testing.assert_close(rescaled.second[name], copied.second[name] / 4)

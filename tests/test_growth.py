@@ -129,7 +129,7 @@ def test_long_noise_is_the_same_for_any_number_of_threads():
 
 
 def test_long_noise_keeps_its_bytes():
-    """Stored branches hold it: this digest changes only with CHILD_VERSION (or a torch that draws otherwise)."""
+    """Stored branches hold them: chunks and streams change with CHILD_VERSION alone."""
     numbers = _draw_normal(torch.empty(3 * (1 << 17) + 5), 5)
     expected = [
         torch.randn(n, generator=torch.Generator().manual_seed(derive_seed(5, chunk)))
