@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from sweeps.study import plan_study
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(count: int = 10_000) -> None:

@@ -127,7 +127,7 @@ def resolve(config: SweepConfig) -> Cell:
     return cell
 
 
-def _stages(config: SweepConfig) -> list[Stage]:
+def _stages(config: SweepConfig) -> tuple[Stage, ...]:
     return stages_of(config.growth, config.seed, config.train.lr)
 
 
@@ -164,7 +164,7 @@ def _branch(
     anneal_flops: float | None = None,
 ) -> Cell:
     """Grows `base` and spends the extra budget, growing again on the way where the cell is a chain."""
-    stages = _stages(config)
+    stages = list(_stages(config))
     if kind == Control.SHAM:  # the first growth's optimizer and rate, without its growth
         stages = [stages[0]._replace(operator=Operator())]
     growths, origin, spent, path = [], base, 0.0, "growth"

@@ -1,6 +1,8 @@
 """The growth section of a configuration, and the stages, one a growth, that it resolves to. No torch here."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +56,7 @@ class OperatorConfig:
         """The growth reduced to what acts, so that equal science has one id; `seed` is of what is drawn."""
         deepens, by_map = self.method is not DepthMethod.NONE, self.method is DepthMethod.LAYER_MAP
         widens, noisy = self.width_method is not WidthMethod.NONE, self.width_method.takes_noise
-        drops = self.width_method is WidthMethod.DROP_UPCYCLE
+        drops, router_noise = self.width_method is WidthMethod.DROP_UPCYCLE, self.router_noise_scale
         operator = Operator(
             method=self.method,
             depth_factor=self.depth_factor if deepens and not by_map else 1,
@@ -66,15 +68,10 @@ class OperatorConfig:
             keep_last=self.keep_last if deepens else 0,
             layer_map=self.layer_map,
             copies=self.copies if deepens else Copies.EXACT,
-            router_noise_scale=self.router_noise_scale if noisy else None,
+            router_noise_scale=router_noise if noisy and router_noise != self.noise_scale else None,
             drop_fraction=self.drop_fraction if drops else 0.0,
         )
-        same_noise = operator.router_noise == operator.noise_scale
-        return replace(
-            operator,
-            seed=seed if operator.draws else None,
-            router_noise_scale=None if same_noise else operator.router_noise_scale,
-        )
+        return operator if operator.draws else replace(operator, seed=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +125,8 @@ class Stage(NamedTuple):
     after_extra_flops: float | None = None
 
 
-def stages_of(growth: GrowthConfig, seed: int, lr: float) -> list[Stage]:
+@lru_cache(maxsize=1024)
+def stages_of(growth: GrowthConfig, seed: int, lr: float) -> tuple[Stage, ...]:
     """The growths in their order, each with a stream of its own; `seed` and `lr` are the trunk's."""
     seed = seed if growth.seed is None else growth.seed
     lr = growth.lr or lr
@@ -146,12 +144,14 @@ def stages_of(growth: GrowthConfig, seed: int, lr: float) -> list[Stage]:
             )
         )
         then = then.then
-    return stages
+    return tuple(stages)
 
 
-def places_of(stages: list[Stage], extra_flops: float) -> list[float]:
+def places_of(stages: Sequence[Stage], extra_flops: float) -> list[float]:
     """The extra FLOPs at which each growth but the first happens; what was not given stands evenly between
     its neighbours, the first growth and the end of the budget among them."""
+    if len(stages) == 1:
+        return []
     given = [0.0, *(stage.after_extra_flops for stage in stages[1:]), extra_flops]
     known = [place for place, flops in enumerate(given) if flops is not None]
     places = np.interp(range(len(given)), known, [given[place] for place in known])
