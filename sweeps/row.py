@@ -102,6 +102,11 @@ def _settings(first: Address | None, later: Address) -> str:
     settings = to_plain(later.trajectory.operator)
     settings = {name: value for name, value in settings.items() if name != "seed"}
     trained = [_training(at.trajectory) for at in (first, later) if at is not None]
+    if (
+        not later.trajectory.operator.width_method.shares_gradient
+        and trained[0]["optimizer_state"] == "rescale"
+    ):
+        trained[0]["optimizer_state"] = "copy"  # what rescaling is where nothing is to be rescaled
     settings |= {name: value for name, value in trained[-1].items() if value != trained[0][name]}
     return " ".join(f"{name}={value}".replace(" ", "") for name, value in settings.items())
 

@@ -140,6 +140,15 @@ def test_each_setting_of_a_further_growth_makes_an_arm_of_its_own(field):
     assert all(arm.startswith("interposition → duplicate") for arm in arms)
 
 
+def test_rescaling_where_nothing_is_rescaled_is_no_setting():
+    """A depth growth after a width growth copies its moments, whatever was asked for."""
+    rows = [
+        row(chain("width_then_depth", growth__optimizer_state=rule), True) for rule in ("reset", "rescale")
+    ]
+    arms = add_arms(pd.DataFrame(rows))["arm"]
+    assert set(arms) == {f"duplicate → interposition, moments {rule}" for rule in ("reset", "rescale")}
+
+
 def test_noise_seeds_of_a_chain_are_replicates_of_one_arm():
     rows = [row(chain(growth__seed=seed), True) for seed in (1, 2)]
     assert add_arms(pd.DataFrame(rows))["arm"].nunique() == 1
