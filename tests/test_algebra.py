@@ -495,3 +495,37 @@ def test_any_growth_of_any_model_keeps_its_promise(seed):
 def may_promise_too_little(config, operator):
     """Twins in groups: with one group in reach, or all, a token may well find the same experts."""
     return operator.width_method is WidthMethod.EXPERTS_ONLY and config.num_groups > 1
+
+
+# --------------------------------------------------------------------------------------------------------
+# Small print
+
+
+def test_a_multiplier_shares_evenly_only_what_is_copied_evenly():
+    config = model(residual_base_layers=3)
+    assert DEEP.exactness(config) is Exactness.FIRST_ORDER
+    assert dataclasses.replace(DEEP, keep_first=1).exactness(config) is Exactness.CHANGED
+
+
+def test_more_experts_for_the_same_k_are_more_groups_of_the_same_size():
+    config = model(num_groups=4, top_k_groups=2)
+    grown = dataclasses.replace(DUPLICATE, width_method=WidthMethod.EXPERTS_ONLY).apply_to(config)
+    assert (grown.num_experts, grown.num_groups, grown.top_k_groups, grown.top_k) == (16, 8, 2, 2)
+
+
+def test_random_layers_are_not_those_the_trunk_began_with():
+    """Growth and trunk may have one seed; a new layer must not be the trunk's own layer of that index."""
+    operator = dataclasses.replace(DEEP, method=DepthMethod.RANDOM, seed=0)
+    config = model()
+    grown, beginning = grow_weights(config, operator, weights_of(config)), initial_state(config, 0).weights
+    name = "layers.1.attention.query.weight"
+    assert not torch.allclose(grown[name], beginning[name])
+
+
+def test_with_a_residual_multiplier_initial_projections_do_not_depend_on_depth():
+    def std(num_layers, base):
+        weights = initial_state(tiny.model(num_layers=num_layers, residual_base_layers=base), 0).weights
+        return weights["layers.0.moe.experts.w_out_EDH"].std().item()
+
+    assert std(8, 2) == std(2, 2) == std(2, 0)
+    assert std(8, 0) == pytest.approx(std(2, 0) / 2)

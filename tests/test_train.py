@@ -157,3 +157,25 @@ def test_moments_are_not_shared_with_the_state_they_came_from():
     copy = State(step=2, weights=dict(frozen.weights), moments=kept)
     advance(copy, 4)
     assert same_bytes(frozen, copy)
+
+
+def test_a_selection_bias_moves_by_its_rate_towards_an_even_load():
+    """b += u·sign(mean load − load), arXiv 2408.15664; it is part of the state and no gradient reaches it."""
+    config = tiny.model(num_layers=1, selection_bias_rate=0.01, gate="sigmoid")
+    run = Trainer(config, tiny.train(), RATE, batches, initial_state(config, 0))
+    with torch.no_grad():
+        _, (routing,) = language_loss(run.model, torch.from_numpy(batches(0)))
+    list(run.steps(1))
+    bias_E = run.state().weights["layers.0.moe.selection_bias_E"]
+    torch.testing.assert_close(bias_E, 0.01 * (routing.load_E.mean() - routing.load_E).sign())
+
+
+def test_a_selection_bias_evens_the_load_and_no_bias_does_not():
+    def imbalance(rate: float) -> float:
+        config = tiny.model(num_layers=1, selection_bias_rate=rate, gate="sigmoid", num_experts=8)
+        train = tiny.train(load_balance_coef=0.0, lr=1e-4)
+        run = Trainer(config, train, RATE, batches, initial_state(config, 0))
+        loads = [line["expert_load"][0] for line in run.steps(400) if "expert_load" in line]
+        return float(np.std(np.mean(loads[-10:], axis=0)))
+
+    assert imbalance(0.005) < 0.5 * imbalance(0.0)
