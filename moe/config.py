@@ -25,11 +25,6 @@ class Gate(StrEnum):
     SIGMOID_RENORMALISED = "sigmoid_renormalised"
 
     @property
-    def is_normalised(self) -> bool:
-        """Whether the gates of a token always sum to one."""
-        return self not in (Gate.SOFTMAX, Gate.SIGMOID)
-
-    @property
     def shares_probability(self) -> bool:
         """Whether the scores that select are a softmax over all experts, so that copies share them out."""
         return self in (Gate.SOFTMAX, Gate.SOFTMAX_RENORMALISED)
