@@ -220,14 +220,27 @@ class LearningRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """The suite at stored states (`items` per family) and the smaller probe along the way."""
+    """The suite at stored states (`items` per family) and the smaller probe along the way.
+
+    `families` are those whose mean is the accuracy; None: all that the data has. Of a corpus,
+    `context_length` tokens are shown and `continuation_length` are to be chosen.
+    """
 
     items: int
     probe_items: int
     probe_every: int
+    families: tuple[str, ...] | None
+    context_length: int
+    continuation_length: int
 
     def __post_init__(self) -> None:
-        check_positive(self, "evaluate", "items", "probe_items", "probe_every")
+        positive = (f.name for f in dataclasses.fields(self) if f.name != "families")
+        check_positive(self, "evaluate", *positive)
+        check(
+            self.families is None or 0 < len(self.families) == len(set(self.families)),
+            f"evaluate.families={list(self.families or ())} must name each family once, and at least one; "
+            "or be null: all",
+        )
         check(
             self.probe_items <= self.items,
             f"evaluate.probe_items={self.probe_items} is above evaluate.items={self.items}; the probe is the "

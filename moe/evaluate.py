@@ -8,36 +8,60 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe.config import EvaluateConfig
-from moe.data import Data, Items
-from moe.plain import digest
+from moe.data import Data, Items, Questions, families_of
+from moe.plain import check, digest, to_plain
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VERSION = 1  # raised when the same model would score otherwise
+VERSION = 2  # raised when the same model would score otherwise
 SUITES = ("full", "probe")
 _ROWS = 256  # sequences in one pass
 _HELD_OUT_TOKENS = 4  # held-out tokens read per item asked, in whole sequences
 
 
-def eval_id(config: EvaluateConfig, data_identity: dict[str, Any], suite: str) -> str:
-    """Names an evaluation: suite `full` asks `config.items` per family, `probe` asks `config.probe_items`."""
-    if suite not in SUITES:
-        raise ValueError(f"suite={suite} is not a choice; choose one of {', '.join(SUITES)}")
-    num_items = config.items if suite == "full" else config.probe_items
-    return digest({"version": VERSION, "suite": suite, "items": num_items, "data": data_identity})
+def questions_of(config: EvaluateConfig, data_identity: dict[str, Any], suite: str) -> Questions:
+    """What a suite asks: `full` `config.items` of each family, `probe` `config.probe_items`.
+
+    ValueError if `config.families` names one that the data does not train.
+    """
+    check(suite in SUITES, f"suite={suite} is not a choice; choose one of {', '.join(SUITES)}")
+    known = families_of(data_identity)
+    for name in config.families or ():
+        check(
+            name in known,
+            f"evaluate.families has {name}, which data={data_identity['source']} does not train (unknown, or "
+            f"its share is 0); choose of {', '.join(known)}",
+        )
+    return Questions(
+        num_items=config.items if suite == "full" else config.probe_items,
+        families=tuple(name for name in known if config.families is None or name in config.families),
+        context_length=config.context_length,
+        continuation_length=config.continuation_length,
+    )
 
 
-def evaluate(model: Any, data: Data, num_items: int, *, seq_len: int, device: str = "cpu") -> dict[str, Any]:
-    """Scores a `MoETransformer` on `num_items` items and on held-out sequences of each family; plain JSON.
+def eval_id(questions: Questions, data_identity: dict[str, Any], suite: str) -> str:
+    """Names an evaluation by what it asks; lengths that this data has no use for are left out."""
+    asked = to_plain(questions)
+    if data_identity["source"] == "world":
+        del asked["context_length"], asked["continuation_length"]
+    return digest({"version": VERSION, "suite": suite, **asked, "data": data_identity})
+
+
+def evaluate(
+    model: Any, data: Data, questions: Questions, *, seq_len: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """Scores a `MoETransformer` on items and on held-out sequences of each family asked for; plain JSON.
 
     `acc` is the mean over families of the mean over levels, `acc_se` its binomial standard error,
-    `prob_right` the probability of the right choice among the choices, `loss` nats per held-out token.
-    Deterministic; the model's mode is restored. The same items are kept in the process for the next call.
+    `acc_above_chance` the mean of (acc - chance) / (1 - chance), `prob_right` the probability of the right
+    choice among the choices, `loss` nats per held-out token. Deterministic; the model's mode is restored.
+    The same items are kept in the process for the next call.
     """
     import torch
 
-    suite = _suite(data, num_items, seq_len, device)
+    suite = _suite(data, questions, seq_len, device)
     was_training = model.training
     model.eval()
     try:
@@ -56,6 +80,7 @@ def evaluate(model: Any, data: Data, num_items: int, *, seq_len: int, device: st
         "acc_se": math.sqrt(sum(f["se"] ** 2 for f in families.values())) / len(families),
         "n": sum(f["n"] for f in families.values()),
         "chance": _mean(families, "chance"),
+        "acc_above_chance": _mean(families, "acc_above_chance"),
         "prob_right": _mean(families, "prob_right"),
         "loss": _mean(families, "loss"),
         "families": families,
@@ -105,6 +130,8 @@ class _Family:
             "n": len(right),
             "se": math.sqrt(variance) / len(levels),
             "chance": self.items.chance,
+            "acc_above_chance": (sum(levels.values()) / len(levels) - self.items.chance)
+            / (1 - self.items.chance),
             "prob_right": prob_right / len(levels),
             "loss": loss,
             "levels": levels,
@@ -114,17 +141,17 @@ class _Family:
 _suites: "weakref.WeakKeyDictionary[Data, dict[tuple, list[_Family]]]" = weakref.WeakKeyDictionary()
 
 
-def _suite(data: Data, num_items: int, seq_len: int, device: str) -> list[_Family]:
+def _suite(data: Data, questions: Questions, seq_len: int, device: str) -> list[_Family]:
     kept = _suites.setdefault(data, {})
-    key = (num_items, seq_len, device)
+    key = (questions, seq_len, device)
     if key not in kept:
         import torch
 
-        num_sequences = max(1, math.ceil(num_items * _HELD_OUT_TOKENS / seq_len))
+        num_sequences = max(1, math.ceil(questions.num_items * _HELD_OUT_TOKENS / seq_len))
         held_out = data.held_out(num_sequences, seq_len)
         kept[key] = [
             _prepare(items, torch.from_numpy(held_out[items.family]).to(device), device)
-            for items in data.items(num_items)
+            for items in data.items(questions)
         ]
     return kept[key]
 

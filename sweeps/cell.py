@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from moe import flops
 from moe.config import EvaluateConfig, LearningRate, ModelConfig, Schedule, TrainConfig
-from moe.data import DataConfig, data_identity
-from moe.evaluate import eval_id
+from moe.data import DataConfig, Questions, data_identity
+from moe.evaluate import eval_id, questions_of
 from moe.operator import Operator
 from moe.plain import canonical_json, check, digest
 from sweeps.config import Control, SweepConfig
@@ -47,19 +47,27 @@ class Cell:
 
     @property
     def eval_id(self) -> str:
-        return _eval_id(self.config.evaluate, data_json(self.config.data), "full")
+        return self._suite("full")[0]
+
+    @property
+    def questions(self) -> Questions:
+        """What the full suite asks."""
+        return self._suite("full")[1]
 
     @property
     def probe_eval_id(self) -> str:
-        return _eval_id(self.config.evaluate, data_json(self.config.data), "probe")
+        return self._suite("probe")[0]
+
+    def _suite(self, suite: str) -> tuple[str, Questions]:
+        return _suite(self.config.evaluate, data_json(self.config.data), suite)
 
     @property
     def reading(self) -> Reading:
-        evaluate = self.config.evaluate
+        probe_eval_id, probe = self._suite("probe")
         return Reading(
-            probe_eval_id=self.probe_eval_id,
-            probe_items=evaluate.probe_items,
-            probe_every=evaluate.probe_every,
+            probe_eval_id=probe_eval_id,
+            probe=probe,
+            probe_every=self.config.evaluate.probe_every,
             corpus=self.config.corpus,
         )
 
@@ -324,8 +332,11 @@ def data_json(data: DataConfig) -> str:
 
 
 @lru_cache(maxsize=256)
-def _eval_id(evaluate: EvaluateConfig, data: str, suite: str) -> str:
-    return eval_id(evaluate, json.loads(data), suite)
+def _suite(evaluate: EvaluateConfig, data: str, suite: str) -> tuple[str, Questions]:
+    """The id of an evaluation and what it asks; ValueError if the data cannot be asked that."""
+    identity = json.loads(data)
+    questions = questions_of(evaluate, identity, suite)
+    return eval_id(questions, identity, suite), questions
 
 
 def all_cells(requested: Iterable[Cell]) -> dict[str, Cell]:

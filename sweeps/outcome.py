@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moe.data import Questions
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Order:
@@ -11,7 +13,7 @@ class Order:
     task_id: str
     trajectory_id: str
     step: int
-    evaluations: tuple[tuple[str, int], ...]
+    evaluations: tuple[tuple[str, Questions], ...]
     reading: "Reading"
 
 
@@ -20,7 +22,7 @@ class Reading:
     """What a worker reads beside the store: the probe along the way, and the folder of a corpus."""
 
     probe_eval_id: str
-    probe_items: int
+    probe: Questions
     probe_every: int
     corpus: str | None
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from moe import flops
 from moe.config import Schedule
+from moe.data import Questions
 from sweeps.cell import Cell, all_cells, resolve
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Trajectory
@@ -39,7 +40,7 @@ class Task:
     step: int
     start: int
     needs: tuple[str, ...]
-    evaluations: tuple[tuple[str, int], ...]  # (eval_id, items per family)
+    evaluations: tuple[tuple[str, Questions], ...]  # (eval_id, what it asks)
     rewind: bool
     reading: Reading
 
@@ -142,11 +143,11 @@ def _lost_to_cosine(requested: list[Cell], shared_flops: float) -> float:
     return shared_flops - _shared_flops(taps, trajectories)
 
 
-Taps = dict[str, dict[int, dict[str, int]]]
+Taps = dict[str, dict[int, dict[str, Questions]]]
 
 
 def _taps(cells: Iterable[Cell]) -> tuple[Taps, dict[str, Trajectory], dict[str, Reading]]:
-    """{trajectory_id: {step: {eval_id: items}}} of all cells; the trajectories, parents first; and what
+    """{trajectory_id: {step: {eval_id: questions}}} of all cells; the trajectories, parents first; and what
     each is probed with and read from, as the first cell that needs it says."""
     taps: Taps = defaultdict(dict)
     trajectories: dict[str, Trajectory] = {}
@@ -164,7 +165,7 @@ def _taps(cells: Iterable[Cell]) -> tuple[Taps, dict[str, Trajectory], dict[str,
         for address in cell.states().values():
             visit(address.trajectory)
             suites = taps[address.trajectory.id].setdefault(address.step, {})
-            suites[cell.eval_id] = cell.config.evaluate.items
+            suites[cell.eval_id] = cell.questions
         _tap_parents(cell.leaf, taps)
     return taps, trajectories, readings
 
@@ -209,7 +210,7 @@ class _Planner:
         for step in sorted(taps):
             if (trajectory.id, step) in self.diverged:
                 continue
-            missing = tuple((id, n) for id, n in taps[step].items() if (step, id) not in evaluated)
+            missing = tuple((id, asked) for id, asked in taps[step].items() if (step, id) not in evaluated)
             if not missing and (step in stored or step not in wanted):
                 if taps[step] or step in stored:
                     self.cached += 1

@@ -26,7 +26,7 @@ from moe.checkpoint import (
     save_state,
     save_tensors,
 )
-from moe.data import Data, open_data
+from moe.data import Data, Questions, open_data
 from moe.diagnostics import sample_moments
 from moe.evaluate import evaluate
 from moe.files import append_lines, keep_lines, read_json, write_json
@@ -281,7 +281,7 @@ class _Task:
         reading = self.order.reading
         if trainer.step % reading.probe_every == 0:
             self._flush()
-            self._evaluate(trainer, reading.probe_eval_id, reading.probe_items, "probe")
+            self._evaluate(trainer, reading.probe_eval_id, reading.probe, "probe")
 
     def _stored_losses(self) -> dict[int, float]:
         return {line["step"]: line["loss"] for line in self.store.metrics(self.trajectory.id)}
@@ -328,13 +328,13 @@ class _Task:
 
     def _evaluate_suites(self, trainer: Trainer) -> None:
         evaluated = self.store.evaluated(self.trajectory.id)
-        for eval_id, items in self.order.evaluations:
+        for eval_id, questions in self.order.evaluations:
             if (self.order.step, eval_id) not in evaluated:
-                self._evaluate(trainer, eval_id, items, "full")
+                self._evaluate(trainer, eval_id, questions, "full")
 
-    def _evaluate(self, trainer: Trainer, eval_id: str, items: int, suite: str) -> None:
+    def _evaluate(self, trainer: Trainer, eval_id: str, questions: Questions, suite: str) -> None:
         seq_len = self.trajectory.train.seq_len
-        scores = evaluate(trainer.model, self.data, items, seq_len=seq_len, device=self.options.device)
+        scores = evaluate(trainer.model, self.data, questions, seq_len=seq_len, device=self.options.device)
         if not math.isfinite(scores["loss"]):
             raise Diverged(trainer.step, scores["loss"], "the held-out loss is not finite")
         line = {"step": trainer.step, "eval_id": eval_id, "suite": suite, **scores}

@@ -371,6 +371,7 @@ class _Writer:
             "acc_se": float(np.sqrt(sum(f["se"] ** 2 for f in families.values())) / len(FAMILIES)),
             "n": share * len(FAMILIES),
             "chance": CHANCE,
+            "acc_above_chance": (mean - CHANCE) / (1 - CHANCE),
             "prob_right": 0.9 * mean,
             "loss": 3.4 - 2.0 * mean,
             "families": families,

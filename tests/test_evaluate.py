@@ -9,15 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
 from torch.nn import functional as F
 
 from moe.config import EvaluateConfig, ModelConfig
-from moe.data import Items, data_identity, open_data, parse_data
-from moe.evaluate import eval_id, evaluate
+from moe.data import Items, Questions, data_identity, open_data, parse_data
+from moe.data.world import FAMILIES
+from moe.evaluate import eval_id, evaluate, questions_of
 from moe.model import MoETransformer
-from moe.plain import to_plain
+from moe.plain import parse, to_plain
 
 CONF = Path(__file__).parents[1] / "conf" / "data"
 
@@ -45,9 +47,9 @@ class Table(torch.nn.Module):
         return x_BTD, []
 
 
-def knowing(data, num_items: int) -> Table:
+def knowing(data, questions: Questions) -> Table:
     following = {}
-    for items in data.items(num_items):
+    for items in data.items(questions):
         for i in range(len(items)):
             tokens = [*items.context[i, : items.context_length[i]], *items.choices[i, items.answer[i]]]
             for k in range(items.choices.shape[2]):
@@ -56,7 +58,7 @@ def knowing(data, num_items: int) -> Table:
     return Table(data.vocab_size, following)
 
 
-def tiny(vocab_size: int) -> MoETransformer:
+def small_model(vocab_size: int) -> MoETransformer:
     required = (f.name for f in dataclasses.fields(ModelConfig) if f.default is dataclasses.MISSING)
     sizes: dict = dict.fromkeys(required, 2)
     sizes |= {"vocab_size": vocab_size, "hidden_size": 16, "head_dim": 8, "expert_hidden_size": 8}
@@ -69,7 +71,8 @@ class Phrases:
 
     vocab_size, unique_tokens = 12, None
 
-    def items(self, num_items: int) -> list[Items]:
+    def items(self, questions: Questions) -> list[Items]:
+        num_items = questions.num_items
         draws = np.random.default_rng(num_items)
         length = np.array([4, 6] * (num_items // 2))
         context = draws.integers(0, 12, (num_items, 6)) * (np.arange(6) < length[:, None])
@@ -82,7 +85,7 @@ class Phrases:
                 answer=draws.integers(0, 5, num_items),
                 level=length // 2,
             )
-            for family in ("one", "two")
+            for family in questions.families
         ]
 
     def held_out(self, num_sequences: int, seq_len: int) -> dict[str, np.ndarray]:
@@ -90,8 +93,11 @@ class Phrases:
         return {"one": tokens, "two": tokens}
 
 
+PHRASES = tiny.questions(20, "one", "two")
+
+
 def test_a_model_that_knows_the_answers_scores_one(world):
-    result = evaluate(knowing(world, 60), world, 60, seq_len=16)
+    result = evaluate(knowing(world, tiny.questions(60)), world, tiny.questions(60), seq_len=16)
     assert result["acc"] == 1.0
     assert result["acc_se"] == 0.0
     assert result["prob_right"] == pytest.approx(1.0, abs=1e-6)
@@ -99,12 +105,12 @@ def test_a_model_that_knows_the_answers_scores_one(world):
 
 def test_a_model_that_knows_the_continuations_scores_one():
     data = Phrases()
-    result = evaluate(knowing(data, 20), data, 20, seq_len=8)
+    result = evaluate(knowing(data, PHRASES), data, PHRASES, seq_len=8)
     assert result["acc"] == 1.0
 
 
 def test_a_constant_model_scores_chance(world):
-    result = evaluate(Table(world.vocab_size, {}), world, 1000, seq_len=128)
+    result = evaluate(Table(world.vocab_size, {}), world, tiny.questions(1000), seq_len=128)
     assert result["acc"] == pytest.approx(result["chance"], abs=4 * result["acc_se"])
     assert result["prob_right"] == pytest.approx(0.25)
     for family in result["families"].values():
@@ -115,9 +121,10 @@ def test_a_constant_model_scores_chance(world):
 @pytest.mark.parametrize("kind", ["one token", "three tokens"])
 def test_scores_equal_those_of_one_unpadded_pass_per_choice(world, kind):
     data = world if kind == "one token" else Phrases()
-    model = tiny(data.vocab_size)
-    result = evaluate(model, data, 20, seq_len=16)
-    for items in data.items(20):
+    model = small_model(data.vocab_size)
+    questions = tiny.questions(20) if data is world else PHRASES
+    result = evaluate(model, data, questions, seq_len=16)
+    for items in data.items(questions):
         right = []
         for i in range(len(items)):
             context = torch.from_numpy(items.context[i, : items.context_length[i]])
@@ -133,8 +140,8 @@ def test_scores_equal_those_of_one_unpadded_pass_per_choice(world, kind):
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_held_out_sequences(world):
-    model = tiny(world.vocab_size)
-    result = evaluate(model, world, 20, seq_len=16)
+    model = small_model(world.vocab_size)
+    result = evaluate(model, world, tiny.questions(20), seq_len=16)
     for family, tokens in world.held_out(5, 16).items():
         tokens = torch.from_numpy(tokens)
         expected = F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
@@ -142,7 +149,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_held_out_sequences(world):
 
 
 def test_the_mean_weighs_families_and_levels_alike_and_its_error_is_binomial(world):
-    result = evaluate(tiny(world.vocab_size), world, 200, seq_len=16)
+    result = evaluate(small_model(world.vocab_size), world, tiny.questions(200), seq_len=16)
     families = result["families"].values()
     assert result["acc"] == pytest.approx(np.mean([f["acc"] for f in families]))
     assert result["n"] == sum(f["n"] for f in families)
@@ -155,24 +162,28 @@ def test_the_mean_weighs_families_and_levels_alike_and_its_error_is_binomial(wor
 
 
 def test_evaluating_twice_is_the_same_plain_json_and_leaves_the_model_alone(world):
-    model = tiny(world.vocab_size).train()
-    result = evaluate(model, world, 40, seq_len=16)
-    assert evaluate(model, world, 40, seq_len=16) == result
+    model = small_model(world.vocab_size).train()
+    result = evaluate(model, world, tiny.questions(40), seq_len=16)
+    assert evaluate(model, world, tiny.questions(40), seq_len=16) == result
     assert json.loads(json.dumps(result)) == result
     assert model.training
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_eval_id_names_what_is_asked_and_needs_no_torch():
-    config = EvaluateConfig(items=1000, probe_items=100, probe_every=50)
+    config = parse(EvaluateConfig, tiny.mapping()["evaluate"] | {"items": 1000, "probe_items": 100})
     identity = data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text())))
-    full = eval_id(config, identity, "full")
-    assert full == eval_id(dataclasses.replace(config, probe_items=7, probe_every=9), identity, "full")
-    assert full != eval_id(dataclasses.replace(config, items=999), identity, "full")
-    assert full != eval_id(dataclasses.replace(config, probe_items=1000), identity, "probe")
-    assert full != eval_id(config, {**identity, "world_seed": 1}, "full")
+
+    def id_of(suite: str = "full", data: dict = identity, **changes) -> str:
+        return eval_id(questions_of(dataclasses.replace(config, **changes), data, suite), data, suite)
+
+    full = id_of()
+    assert full == id_of(probe_items=7, probe_every=9, context_length=5, families=FAMILIES[::-1])
+    others = [id_of(items=999), id_of("probe", probe_items=1000), id_of(families=FAMILIES[1:])]
+    others.append(id_of(data={**identity, "world_seed": 1}))
+    assert len({full, *others}) == 5
     with pytest.raises(ValueError, match="suite=all is not a choice; choose one of full, probe"):
-        eval_id(config, identity, "all")
+        id_of("all")
     code = "import sys, moe.evaluate; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=CONF.parents[1])
 
@@ -181,3 +192,15 @@ def test_a_model_plain_json_round_trip_of_the_shipped_configurations():
     for name in ("world", "text"):
         mapping = yaml.safe_load((CONF / f"{name}.yaml").read_text())
         assert json.loads(json.dumps(to_plain(parse_data(mapping)))) == mapping
+
+
+def test_only_families_that_are_trained_can_be_asked_for():
+    identity = data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text())))
+    config = parse(EvaluateConfig, tiny.mapping()["evaluate"])
+    without = {**identity, "share_hops": 0.0}
+    assert questions_of(config, without, "full").families == tuple(n for n in FAMILIES if n != "hops")
+    for data, name in ((without, "hops"), (identity, "text"), ({"source": "text"}, "facts")):
+        with pytest.raises(ValueError, match=f"evaluate.families has {name}, which data="):
+            questions_of(dataclasses.replace(config, families=(name,)), data, "full")
+    with pytest.raises(ValueError, match="must name each family once, and at least one"):
+        dataclasses.replace(config, families=("facts", "facts"))

@@ -121,7 +121,14 @@ def test_no_field_is_without_a_class():
         "total_flops",
         "decay_fraction",
     }
-    assert {f.name for f in dataclasses.fields(EvaluateConfig)} == {"items", "probe_items", "probe_every"}
+    assert {f.name for f in dataclasses.fields(EvaluateConfig)} == {
+        "items",
+        "probe_items",
+        "probe_every",
+        "families",
+        "context_length",
+        "continuation_length",
+    }
 
 
 @pytest.mark.parametrize(("section", "field", "value"), [

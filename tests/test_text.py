@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
 from moe.data import data_identity, open_data, parse_data
 from moe.data.text import SEPARATOR, read
@@ -28,8 +29,6 @@ def mapping(folder, **changes) -> dict:
         "patterns": ["*.txt", "*.md", "*.py"],
         "skip": ["site-packages", "__pycache__"],
         "held_out_fraction": 0.2,
-        "context_length": 48,
-        "continuation_length": 12,
     }
     return {**plain, **changes}
 
@@ -133,7 +132,7 @@ def test_bad_bytes_are_reported_and_replaced(corpus):
 
 def test_the_right_continuation_continues_its_context_and_the_others_come_from_elsewhere(corpus):
     data = opened(corpus)
-    (items,) = data.items(40)
+    (items,) = data.items(tiny.questions(40, "text"))
     held = list(documents_in(data._held))
     assert (items.family, items.chance, len(items)) == ("text", 0.25, 40)
     assert items.context.shape == (40, 48)
@@ -144,7 +143,7 @@ def test_the_right_continuation_continues_its_context_and_the_others_come_from_e
         assert any(whole in document for document in held)
         assert len(set(texts)) == 4
         assert not any(bytes(context.tolist()) + t in d for t in texts if t != texts[answer] for d in held)
-    assert np.array_equal(items.context, opened(corpus).items(40)[0].context)
+    assert np.array_equal(items.context, opened(corpus).items(tiny.questions(40, "text"))[0].context)
 
 
 def test_held_out_sequences_are_held_out_text(corpus):
@@ -180,7 +179,6 @@ def test_a_folder_that_cannot_serve_is_refused(corpus, changes, message):
         ({"vocab_size": 256}, "data.vocab_size=256 is too small for bytes and a separator; it needs 257"),
         ({"held_out_fraction": 0.9}, "must lie in"),
         ({"patterns": []}, "matches no file"),
-        ({"continuation_length": 0}, "data.continuation_length=0 must be above 0"),
         ({"patterns": "*.txt"}, "must be a list"),
         ({"max_files": 3}, "unknown key data.max_files"),
     ],
@@ -193,7 +191,7 @@ def test_a_bad_value_is_refused_with_its_name(changes, message):
 def test_a_corpus_too_short_for_one_item_is_refused(tmp_path):
     (tmp_path / "only.txt").write_text("short")
     with pytest.raises(ValueError, match=r"an item needs 2: give more text or raise data.held_out_fraction"):
-        data_identity(parse_data(mapping(tmp_path)))
+        opened(tmp_path).items(tiny.questions(4, "text"))
     (tmp_path / "only.txt").write_text("")
     with pytest.raises(ValueError, match="give more text"):
         data_identity(parse_data(mapping(tmp_path)))
@@ -210,10 +208,8 @@ def test_a_sequence_longer_than_the_corpus_is_refused(corpus):
 @pytest.mark.filterwarnings("ignore:.*are not UTF-8")
 def test_the_standard_library_is_read_in_seconds():
     start = time.perf_counter()
-    data = opened(
-        os.path.dirname(os.__file__), held_out_fraction=0.05, context_length=96, continuation_length=24
-    )
-    data.items(200)
+    data = opened(os.path.dirname(os.__file__), held_out_fraction=0.05)
+    data.items(tiny.questions(200, "text"))
     data.batch(0, 0, 16, 128)
     assert time.perf_counter() - start < 20
     assert data.unique_tokens > 5_000_000

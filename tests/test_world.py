@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import yaml
 
 from moe.data import WorldConfig, data_identity, open_data, parse_data
@@ -42,7 +43,7 @@ def documents(world) -> dict[str, list[list[str]]]:
 
 @pytest.fixture(scope="module")
 def items(world):
-    return {items.family: items for items in world.items(300)}
+    return {items.family: items for items in world.items(tiny.questions(300))}
 
 
 def asked(world, items, i: int) -> tuple[list[str], list[str], str]:
@@ -179,7 +180,7 @@ def test_no_held_out_document_is_in_training(config):
     for name in FAMILIES:
         text = text.replace(f" {name}:", f"\n{name}:")
     asked = {document.rsplit(" ", 1)[0] for document in text.split("\n")}
-    for found in world.items(200):
+    for found in world.items(tiny.questions(200)):
         for i in range(len(found)):
             if found.family == "facts" and found.level[i] < small.num_strata:
                 continue
@@ -191,7 +192,7 @@ def test_seen_facts_are_in_training(config):
     small = dataclasses.replace(config, num_entities=256, num_strata=3)
     world = World(small)
     text = world.words(world.batch(0, 0, 4000, 128))
-    facts = world.items(200)[0]
+    facts = world.items(tiny.questions(200))[0]
     seen = [
         world.words(facts.context[i, : facts.context_length[i]]) in text
         for i in range(len(facts))
@@ -236,7 +237,8 @@ def test_batches_and_items_are_equal_in_every_process(world):
         "import sys, yaml, hashlib; from moe.data import *;"
         "w = open_data(data_identity(parse_data(yaml.safe_load(open(sys.argv[1])))));"
         "h = hashlib.sha256(w.batch(1, 2, 4, 64).tobytes());"
-        "[h.update(x.tobytes()) for i in w.items(40) for x in (i.context, i.choices, i.answer)];"
+        "q = Questions(num_items=40, families=('hops', 'facts'), context_length=1, continuation_length=1);"
+        "[h.update(x.tobytes()) for i in w.items(q) for x in (i.context, i.choices, i.answer)];"
         "assert not {'torch', 'pandas'} & set(sys.modules);"
         "print(h.hexdigest())"
     )
@@ -263,7 +265,12 @@ def test_the_run_seed_changes_no_item_and_the_world_seed_changes_the_language(co
     other = World(dataclasses.replace(config, world_seed=1))
     same = open_data(data_identity(config))
     assert same is world
-    for mine, again, theirs in zip(world.items(50), World(config).items(50), other.items(50), strict=True):
+    for mine, again, theirs in zip(
+        world.items(tiny.questions(50)),
+        World(config).items(tiny.questions(50)),
+        other.items(tiny.questions(50)),
+        strict=True,
+    ):
         assert np.array_equal(mine.context, again.context)
         assert not np.array_equal(mine.context, theirs.context)
 

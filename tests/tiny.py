@@ -9,6 +9,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
+from moe.data import Questions
+from moe.data.world import FAMILIES
 from moe.plain import parse
 from sweeps.cell import Cell, resolve
 from sweeps.config import parse_sweep
@@ -74,6 +76,12 @@ def model(**fields: Any) -> ModelConfig:
 
 def train(**fields: Any) -> TrainConfig:
     return parse(TrainConfig, {**mapping()["train"], **fields}, "train")
+
+
+def questions(num_items: int, *families: str, **lengths: int) -> Questions:
+    """Asked of the embedded language's families, if none is named."""
+    given = {"context_length": 48, "continuation_length": 12} | lengths
+    return Questions(num_items=num_items, families=families or FAMILIES, **given)
 
 
 class Nothing:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from moe.data import text, world
-from moe.data.items import Data, Items
+from moe.data.items import Data, Items, Questions
 from moe.data.text import Text, TextConfig
 from moe.data.world import World, WorldConfig
 from moe.plain import canonical_json, parse, to_plain
@@ -14,9 +14,11 @@ __all__ = [
     "Data",
     "DataConfig",
     "Items",
+    "Questions",
     "TextConfig",
     "WorldConfig",
     "data_identity",
+    "families_of",
     "open_data",
     "parse_data",
 ]
@@ -50,6 +52,13 @@ def data_identity(config: DataConfig) -> dict[str, Any]:
     corpus = text.read(config)
     Text(config, corpus)  # refuses what cannot be split or asked about
     return {"version": text.VERSION, "tokenizer": text.TOKENIZER, **fields, "manifest": corpus.manifest}
+
+
+def families_of(identity: dict[str, Any]) -> tuple[str, ...]:
+    """The families that this data trains, in their order; an evaluation may ask of these."""
+    if identity["source"] == "world":
+        return tuple(name for name in world.FAMILIES if identity[f"share_{name}"] > 0)
+    return (text.FAMILY,)
 
 
 def open_data(identity: dict[str, Any], path: str | None = None) -> Data:

@@ -6,6 +6,19 @@ from typing import Protocol
 import numpy as np
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """What an evaluation asks: `num_items` of each of `families`.
+
+    Of a corpus, `context_length` tokens are shown and `continuation_length` are to be chosen.
+    """
+
+    num_items: int
+    families: tuple[str, ...]
+    context_length: int
+    continuation_length: int
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Items:
     """Multiple-choice items of one family; right choices are spread evenly over the positions.
@@ -45,6 +58,6 @@ class Data(Protocol):
         """Sequences [n, seq_len + 1] per family that no training stream contains."""
         ...
 
-    def items(self, num_items: int) -> list[Items]:
-        """`num_items` different items per family, spread over its levels; fewer if there are not as many."""
+    def items(self, questions: Questions) -> list[Items]:
+        """Different items of each family asked for, spread over its levels; fewer if there are fewer."""
         ...

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from moe.data.draws import Draws
-from moe.data.items import Items
-from moe.plain import canonical_json, check, check_positive
+from moe.data.items import Items, Questions
+from moe.plain import canonical_json, check
 
 VERSION = 1
 TOKENIZER = "bytes"
 SEPARATOR = 256  # follows every document
 NUM_CHOICES = 4
+FAMILY = "text"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,12 +31,9 @@ class TextConfig:
     patterns: tuple[str, ...]  # of file names
     skip: tuple[str, ...]  # names of folders left out
     held_out_fraction: float  # of the documents
-    context_length: int  # bytes
-    continuation_length: int  # bytes
 
     def __post_init__(self) -> None:
         check(self.source == "text", f"data.source={self.source} must be text here")
-        check_positive(self, "data", "context_length", "continuation_length")
         check(bool(self.patterns), "data.patterns=[] matches no file; give at least one, such as '*.txt'")
         check(
             0 < self.held_out_fraction <= 0.5,
@@ -127,18 +125,10 @@ class Text:
         self._train_documents = [d for d, draw in split if draw >= config.held_out_fraction]
         self._held_documents = [d for d, draw in split if draw < config.held_out_fraction]
         self._manifest = corpus.manifest
-        self._item_length = config.context_length + config.continuation_length
-        self._askable = [d for d in dict.fromkeys(self._held_documents) if len(d) >= self._item_length]
         self.unique_tokens: int | None = sum(len(d) + 1 for d in self._train_documents)
         self._where = (
             f"data.path={config.path} has {len(corpus.documents)} documents, {len(self._held_documents)} "
             f"of them held out (data.held_out_fraction={config.held_out_fraction})"
-        )
-        check(
-            len(self._askable) >= 2,
-            f"{self._where}, of which {len(self._askable)} reach {self._item_length} bytes "
-            "(data.context_length + data.continuation_length); an item needs 2: "
-            "give more text or raise data.held_out_fraction",
         )
         check(self.unique_tokens > 0, f"{self._where}; none is left to train on: give more text")
 
@@ -187,46 +177,54 @@ class Text:
         window = np.unique(np.linspace(0, num_windows - 1, min(num_sequences, num_windows)).astype(np.int64))
         return {"text": self._held[seq_len * window[:, None] + np.arange(seq_len + 1)].astype(np.int64)}
 
-    def items(self, num_items: int) -> list[Items]:
+    def items(self, questions: Questions) -> list[Items]:
         """A held-out context and four continuations, its own and three from other held-out documents.
 
         Documents are drawn by the number of places they offer; the four continuations differ. One level, 0.
         """
-        c = self.config
+        num_items, shown = questions.num_items, questions.context_length
+        item_length = shown + questions.continuation_length
+        askable = [d for d in dict.fromkeys(self._held_documents) if len(d) >= item_length]
+        check(
+            len(askable) >= 2,
+            f"{self._where}, of which {len(askable)} reach {item_length} bytes "
+            "(evaluate.context_length + evaluate.continuation_length); an item needs 2: "
+            "give more text or raise data.held_out_fraction",
+        )
         draws = Draws("items", self._manifest, num_items)
-        places = np.cumsum([len(d) - self._item_length + 1 for d in self._askable])
+        places = np.cumsum([len(d) - item_length + 1 for d in askable])
         ends = np.concatenate([[0], places])
 
         def draw() -> tuple[int, bytes]:
             place = int(draws.below(int(places[-1]), 1)[0])
             document = int(np.searchsorted(places, place, side="right"))
             first = place - int(ends[document])
-            return document, self._askable[document][first : first + self._item_length]
+            return document, askable[document][first : first + item_length]
 
         contexts, choices = [], []
         tries = 0
         while len(contexts) < num_items:
             document, item = draw()
-            options = [item[c.context_length :]]
+            options = [item[shown:]]
             while len(options) < NUM_CHOICES:
                 tries += 1
                 check(
                     tries <= 100 * NUM_CHOICES * num_items,
                     f"{self._where}: they repeat themselves too much for four different continuations of "
-                    f"data.continuation_length={c.continuation_length} bytes; give more varied text",
+                    f"evaluate.continuation_length={questions.continuation_length}; give more varied text",
                 )
                 other, distractor = draw()
-                if other != document and distractor[c.context_length :] not in options:
-                    options.append(distractor[c.context_length :])
-            contexts.append(item[: c.context_length])
+                if other != document and distractor[shown:] not in options:
+                    options.append(distractor[shown:])
+            contexts.append(item[:shown])
             choices.append(b"".join(options))
         order = draws.orders(num_items, NUM_CHOICES)
-        shape = (num_items, NUM_CHOICES, c.continuation_length)
+        shape = (num_items, NUM_CHOICES, questions.continuation_length)
         return [
             Items(
-                family="text",
-                context=_ids(b"".join(contexts)).reshape(num_items, c.context_length),
-                context_length=np.full(num_items, c.context_length),
+                family=FAMILY,
+                context=_ids(b"".join(contexts)).reshape(num_items, shown),
+                context_length=np.full(num_items, shown),
                 choices=np.take_along_axis(_ids(b"".join(choices)).reshape(shape), order[:, :, None], axis=1),
                 answer=np.argmin(order, axis=1),
                 level=np.zeros(num_items, np.int64),

@@ -8,7 +8,7 @@ import numpy as np
 
 from moe.data.draws import Draws, cumulative
 from moe.data.families import FAMILIES, Documents, Language, vocabulary
-from moe.data.items import Items
+from moe.data.items import Items, Questions
 from moe.plain import check, check_positive
 
 VERSION = 1
@@ -155,7 +155,7 @@ class World:
             sequences[name] = _fill(more, tokens_per_document, num_sequences, seq_len)
         return sequences
 
-    def items(self, num_items: int) -> list[Items]:
+    def items(self, questions: Questions) -> list[Items]:
         """Held-out documents without their last token, evenly over levels; no two of a family are equal.
 
         A level with fewer different documents than its part gives all, the others more.
@@ -164,7 +164,7 @@ class World:
         template never stated that fact in training; grammar, clauses between; arithmetic, operators; recall,
         pairs; hops, steps.
         """
-        return [self._items(name, num_items) for name in FAMILIES]
+        return [self._items(name, questions.num_items) for name in questions.families]
 
     def _items(self, name: str, num_items: int) -> Items:
         language, fraction = self.language, self.config.held_out_fraction
