@@ -8,8 +8,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 
+from moe.config import ModelConfig
 from moe.files import atomic_directory, read_json, write_bytes, write_json
 from moe.growth import Moments, Tensors
+from moe.plain import check, parse, to_plain
 
 DONE = "DONE.json"
 
@@ -27,14 +29,28 @@ class State:
     moments: Moments
 
 
-def save_state(directory: Path, state: State, **record: Any) -> None:
-    """Writes `directory` whole or not at all; `record` (plain JSON) goes into its DONE.json."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Description:
+    """What a state is a state of: enough to run it and to read its tokens without the study it came from."""
+
+    model: ModelConfig
+    data: dict[str, Any]  # the identity of the data
+    seq_len: int  # tokens of a training sequence
+
+
+def save_state(directory: Path, state: State, description: Description | None = None, **record: Any) -> None:
+    """Writes `directory` whole or not at all; `record` (plain JSON) goes into its DONE.json.
+
+    A state without a `description` can be trained on, but not loaded by itself.
+    """
     with atomic_directory(directory) as draft:
         save_file(_plain(state.weights), draft / "model.safetensors")
         moments = {f"first.{name}": tensor for name, tensor in state.moments.first.items()}
         moments |= {f"second.{name}": tensor for name, tensor in state.moments.second.items()}
         save_file(_plain(moments), draft / "optimizer.safetensors")
-        write_json(draft / "state.json", {"step": state.step, "optimizer_step": state.moments.step})
+        numbers = {"step": state.step, "optimizer_step": state.moments.step}
+        described = {} if description is None else to_plain(description)
+        write_json(draft / "state.json", numbers | described)
         files = sorted(path.name for path in draft.iterdir())
         digests = {name: _sha256(draft / name) for name in files}
         write_json(draft / DONE, {"sha256": digests, **record})
@@ -56,11 +72,7 @@ def promote_state(directory: Path) -> None:
 
 def load_state(directory: Path) -> State:
     """Reads a state after checking every digest; raises CorruptState naming the file that differs."""
-    done = read_json(directory / DONE)
-    for name, expected in done["sha256"].items():
-        path = directory / name
-        if not path.exists() or _sha256(path) != expected:
-            raise CorruptState(f"{path} is not what was written")
+    _check_digests(directory)
     numbers = read_json(directory / "state.json")
     moments: dict[str, Tensors] = {"first": {}, "second": {}}
     for name, tensor in load_file(directory / "optimizer.safetensors").items():
@@ -71,6 +83,38 @@ def load_state(directory: Path) -> State:
         weights=load_file(directory / "model.safetensors"),
         moments=Moments(step=numbers["optimizer_step"], **moments),
     )
+
+
+def load_weights(directory: Path) -> Tensors:
+    """The weights of a state without its moments; raises CorruptState if they are not what was written."""
+    _check_digests(directory, "model.safetensors")
+    return load_file(directory / "model.safetensors")
+
+
+def load_description(directory: Path) -> Description:
+    """What the state in `directory` describes itself as; ValueError if it is no state, or an older one."""
+    check(
+        (directory / DONE).is_file() and (directory / "state.json").is_file(),
+        f"state={directory} is not a stored state: no {DONE} and state.json in it; "
+        "give a folder such as store/trajectories/NAME/states/step_00000400",
+    )
+    _check_digests(directory, "state.json")
+    stored = read_json(directory / "state.json")
+    check(
+        {"model", "data", "seq_len"} <= stored.keys(),
+        f"state={directory} does not say what its model and data are, as states of this release do; "
+        "train it again in another store",
+    )
+    model = parse(ModelConfig, stored["model"], "model")
+    return Description(model=model, data=stored["data"], seq_len=stored["seq_len"])
+
+
+def _check_digests(directory: Path, *names: str) -> None:
+    """Of all files of a state, or of those named."""
+    for name, expected in read_json(directory / DONE)["sha256"].items():
+        path = directory / name
+        if (not names or name in names) and (not path.exists() or _sha256(path) != expected):
+            raise CorruptState(f"{path} is not what was written")
 
 
 def _plain(tensors: Tensors) -> Tensors:

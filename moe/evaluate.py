@@ -2,6 +2,7 @@
 
 import math
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,37 +17,48 @@ if TYPE_CHECKING:
 
 VERSION = 2  # raised when the same model would score otherwise
 SUITES = ("full", "probe")
-_ROWS = 256  # sequences in one pass
-_HELD_OUT_TOKENS = 4  # held-out tokens read per item asked, in whole sequences
+_TOKENS = 1 << 13  # in one pass
+_LOGITS = 1 << 24  # numbers of them that are in memory at once: 64 MiB
+_HELD_OUT_TOKENS = 2  # held-out tokens read per item asked, in whole sequences
 
 
-def questions_of(config: EvaluateConfig, data_identity: dict[str, Any], suite: str) -> Questions:
-    """What a suite asks: `full` `config.items` of each family, `probe` `config.probe_items`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """Questions under a name; `eval_id` is the digest of what is asked, and of what data."""
+
+    name: str
+    eval_id: str
+    questions: Questions
+
+
+def suite_of(config: EvaluateConfig, data_identity: dict[str, Any], name: str) -> Suite:
+    """The suite `full` asks `config.items` of each family, `probe` asks `config.probe_items`.
 
     ValueError if `config.families` names one that the data does not train.
     """
-    check(suite in SUITES, f"suite={suite} is not a choice; choose one of {', '.join(SUITES)}")
+    check(name in SUITES, f"suite={name} is not a choice; choose one of {', '.join(SUITES)}")
     known = families_of(data_identity)
-    for name in config.families or ():
+    for family in config.families or ():
         check(
-            name in known,
-            f"evaluate.families has {name}, which data={data_identity['source']} does not train (unknown, or "
-            f"its share is 0); choose of {', '.join(known)}",
+            family in known,
+            f"evaluate.families has {family}, which data={data_identity['source']} does not train (unknown, "
+            f"or its share is 0); choose of {', '.join(known)}",
         )
-    return Questions(
-        num_items=config.items if suite == "full" else config.probe_items,
-        families=tuple(name for name in known if config.families is None or name in config.families),
+    questions = Questions(
+        num_items=config.items if name == "full" else config.probe_items,
+        families=tuple(family for family in known if config.families is None or family in config.families),
         context_length=config.context_length,
         continuation_length=config.continuation_length,
     )
+    return Suite(name=name, eval_id=_eval_id(name, questions, data_identity), questions=questions)
 
 
-def eval_id(questions: Questions, data_identity: dict[str, Any], suite: str) -> str:
-    """Names an evaluation by what it asks; lengths that this data has no use for are left out."""
+def _eval_id(name: str, questions: Questions, data_identity: dict[str, Any]) -> str:
+    """Lengths that the data has no use for are left out: equal questions, equal id."""
     asked = to_plain(questions)
     if data_identity["source"] == "world":
         del asked["context_length"], asked["continuation_length"]
-    return digest({"version": VERSION, "suite": suite, **asked, "data": data_identity})
+    return digest({"version": VERSION, "suite": name, **asked, "data": data_identity})
 
 
 def evaluate(
@@ -61,20 +73,19 @@ def evaluate(
     """
     import torch
 
-    suite = _suite(data, questions, seq_len, device)
+    suite = _asked(data, questions, seq_len, device)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            families = {
-                family.name: family.summary(
-                    np.concatenate([_choice_scores(model, batch) for batch in family.batches])[family.order],
-                    _loss(model, family.held_out_BT),
-                )
-                for family in suite
-            }
+            scores = _scores(model, suite)
+            losses = _losses(model, suite.held_out_BT1).split([len(rows) for rows in suite.held_out.values()])
     finally:
         model.train(was_training)
+    families = {
+        items.family: _summary(items, score_NC, float(loss_B.mean()))
+        for items, score_NC, loss_B in zip(suite.items, scores, losses, strict=True)
+    }
     return {
         "acc": _mean(families, "acc"),
         "acc_se": math.sqrt(sum(f["se"] ** 2 for f in families.values())) / len(families),
@@ -91,108 +102,136 @@ def _mean(families: dict[str, dict[str, Any]], name: str) -> float:
     return sum(f[name] for f in families.values()) / len(families)
 
 
+def _summary(items: Items, score_NC: np.ndarray, loss: float) -> dict[str, Any]:
+    """Accuracy is stratified: levels weigh the same, whatever number of items each has."""
+    right = np.argmax(score_NC, axis=1) == items.answer
+    probability = np.exp(score_NC - score_NC.max(axis=1, keepdims=True))
+    probability /= probability.sum(axis=1, keepdims=True)
+    of_right = probability[np.arange(len(right)), items.answer]
+    levels, variance, prob_right = {}, 0.0, 0.0
+    for level in np.unique(items.level):
+        here = items.level == level
+        acc, n = float(right[here].mean()), int(here.sum())
+        levels[str(level)] = acc
+        variance += acc * (1 - acc) / n
+        prob_right += float(of_right[here].mean())
+    acc = sum(levels.values()) / len(levels)
+    return {
+        "acc": acc,
+        "n": len(right),
+        "se": math.sqrt(variance) / len(levels),
+        "chance": items.chance,
+        "acc_above_chance": (acc - items.chance) / (1 - items.chance),
+        "prob_right": prob_right / len(levels),
+        "loss": loss,
+        "levels": levels,
+    }
+
+
 # --------------------------------------------------------------------------------------------------------
 # Items as tensors
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Batch:
-    """Items of like length: `tokens` [N, L] or, for continuations of K > 1 tokens, [N·C, L + K - 1]."""
+    """Items of like length, of any family: `tokens` [N, L] or, for continuations of K > 1 tokens,
+    [N·C, L + K - 1]."""
 
+    place: np.ndarray  # [N] of each item among those of all families
     tokens: "Tensor"
     last: "Tensor"  # [N] place of the context's last token
     choices: "Tensor"  # [N, C, K]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Family:
-    name: str
-    items: Items
+class _Asked:
+    """What a suite asks, ready for the model; `held_out_BT1` has the rows of all families in their order."""
+
+    items: list[Items]
     batches: list[_Batch]
-    order: np.ndarray  # where each item went when they were sorted by length
-    held_out_BT: "Tensor"
-
-    def summary(self, score_NC: np.ndarray, loss: float) -> dict[str, Any]:
-        """Accuracy is stratified: levels weigh the same, whatever number of items each has."""
-        right = np.argmax(score_NC, axis=1) == self.items.answer
-        probability = np.exp(score_NC - score_NC.max(axis=1, keepdims=True))
-        probability /= probability.sum(axis=1, keepdims=True)
-        of_right = probability[np.arange(len(right)), self.items.answer]
-        levels, variance, prob_right = {}, 0.0, 0.0
-        for level in np.unique(self.items.level):
-            here = self.items.level == level
-            acc, n = float(right[here].mean()), int(here.sum())
-            levels[str(level)] = acc
-            variance += acc * (1 - acc) / n
-            prob_right += float(of_right[here].mean())
-        return {
-            "acc": sum(levels.values()) / len(levels),
-            "n": len(right),
-            "se": math.sqrt(variance) / len(levels),
-            "chance": self.items.chance,
-            "acc_above_chance": (sum(levels.values()) / len(levels) - self.items.chance)
-            / (1 - self.items.chance),
-            "prob_right": prob_right / len(levels),
-            "loss": loss,
-            "levels": levels,
-        }
+    held_out: dict[str, np.ndarray]
+    held_out_BT1: "Tensor"
 
 
-_suites: "weakref.WeakKeyDictionary[Data, dict[tuple, list[_Family]]]" = weakref.WeakKeyDictionary()
+_kept: "weakref.WeakKeyDictionary[Data, dict[tuple, _Asked]]" = weakref.WeakKeyDictionary()
 
 
-def _suite(data: Data, questions: Questions, seq_len: int, device: str) -> list[_Family]:
-    kept = _suites.setdefault(data, {})
+def _asked(data: Data, questions: Questions, seq_len: int, device: str) -> _Asked:
+    kept = _kept.setdefault(data, {})
     key = (questions, seq_len, device)
     if key not in kept:
         import torch
 
+        items = data.items(questions)
         num_sequences = max(1, math.ceil(questions.num_items * _HELD_OUT_TOKENS / seq_len))
-        held_out = data.held_out(num_sequences, seq_len)
-        kept[key] = [
-            _prepare(items, torch.from_numpy(held_out[items.family]).to(device), device)
-            for items in data.items(questions)
-        ]
+        sequences = data.held_out(num_sequences, seq_len)
+        held_out = {family.family: sequences[family.family] for family in items}
+        kept[key] = _Asked(
+            items=items,
+            batches=[_batch(items, place, device) for place in _groups(items)],
+            held_out=held_out,
+            held_out_BT1=torch.from_numpy(np.concatenate(list(held_out.values()))).to(device),
+        )
     return kept[key]
 
 
-def _prepare(items: Items, held_out_BT: "Tensor", device: str) -> _Family:
+def _groups(items: list[Items]) -> Iterator[np.ndarray]:
+    """Places of items that go together: of one shape, of like length, about `_TOKENS` tokens in all."""
+    length = np.concatenate([family.context_length for family in items])
+    shape = np.concatenate([np.full(len(f), f.choices.shape[1] * 1000 + f.choices.shape[2]) for f in items])
+    for same in np.unique(shape):
+        num_choices, num_tokens = divmod(int(same), 1000)
+        passes = 1 if num_tokens == 1 else num_choices
+        found = np.flatnonzero(shape == same)
+        found = found[np.argsort(length[found], kind="stable")]
+        while len(found):
+            longest = np.arange(1, len(found) + 1) * (length[found] + num_tokens - 1) * passes
+            take = max(1, int(np.searchsorted(longest, _TOKENS, side="right")))
+            yield found[:take]
+            found = found[take:]
+
+
+def _batch(items: list[Items], place: np.ndarray, device: str) -> _Batch:
     import torch
 
-    _, num_choices, num_tokens = items.choices.shape
-    by_length = np.argsort(items.context_length, kind="stable")
-    rows = _ROWS if num_tokens == 1 else max(1, _ROWS // num_choices)
-    batches = []
-    for first in range(0, len(items), rows):
-        chosen = by_length[first : first + rows]
-        length = items.context_length[chosen]
-        tokens = items.context[chosen, : length.max()]
-        if num_tokens > 1:  # the choice's last token is only predicted, never read
-            tokens = np.pad(tokens, ((0, 0), (0, num_tokens - 1))).repeat(num_choices, axis=0)
-            places = length.repeat(num_choices)[:, None] + np.arange(num_tokens - 1)
-            tokens[np.arange(len(tokens))[:, None], places] = items.choices[chosen].reshape(-1, num_tokens)[
-                :, :-1
-            ]
-        batches.append(
-            _Batch(
-                tokens=torch.from_numpy(tokens).to(device),
-                last=torch.from_numpy(length - 1).to(device),
-                choices=torch.from_numpy(items.choices[chosen]).to(device),
-            )
-        )
-    order = np.argsort(by_length, kind="stable")
-    return _Family(name=items.family, items=items, batches=batches, order=order, held_out_BT=held_out_BT)
+    first = np.cumsum([0, *map(len, items)])
+    of = np.searchsorted(first, place, side="right") - 1
+    length = np.array([items[f].context_length[p - first[f]] for f, p in zip(of, place, strict=True)])
+    tokens = np.zeros((len(place), length.max()), np.int64)
+    choices = np.stack([items[f].choices[p - first[f]] for f, p in zip(of, place, strict=True)])
+    for row, (f, p) in enumerate(zip(of, place, strict=True)):
+        tokens[row, : length[row]] = items[f].context[p - first[f], : length[row]]
+    _, num_choices, num_tokens = choices.shape
+    if num_tokens > 1:  # the choice's last token is only predicted, never read
+        tokens = np.pad(tokens, ((0, 0), (0, num_tokens - 1))).repeat(num_choices, axis=0)
+        places = length.repeat(num_choices)[:, None] + np.arange(num_tokens - 1)
+        np.put_along_axis(tokens, places, choices.reshape(-1, num_tokens)[:, :-1], axis=1)
+    return _Batch(
+        place=place,
+        tokens=torch.from_numpy(tokens).to(device),
+        last=torch.from_numpy(length - 1).to(device),
+        choices=torch.from_numpy(choices).to(device),
+    )
 
 
 # --------------------------------------------------------------------------------------------------------
 # Scores
 
 
-def _choice_scores(model: Any, batch: _Batch) -> np.ndarray:
-    """Log-likelihood of each choice up to a constant per item: [N, C], float64.
+def _scores(model: Any, suite: _Asked) -> list[np.ndarray]:
+    """Of each family the log-likelihood of each choice up to a constant per item: [N, C], float64."""
+    found = [
+        (place, row)
+        for b in suite.batches
+        for place, row in zip(b.place, _choice_scores(model, b), strict=True)
+    ]
+    rows = [row for _, row in sorted(found, key=lambda pair: pair[0])]
+    ends = np.cumsum([len(family) for family in suite.items])
+    return [np.stack(rows[end - len(f) : end]) for end, f in zip(ends, suite.items, strict=True)]
 
-    One token: its logit, one pass per item. More: the sum of log-probabilities, one pass per choice.
-    """
+
+def _choice_scores(model: Any, batch: _Batch) -> np.ndarray:
+    """One token: its logit, one pass per item. More: the sum of log-probabilities, one pass per choice."""
     import torch
 
     N, C, K = batch.choices.shape
@@ -204,18 +243,28 @@ def _choice_scores(model: Any, batch: _Batch) -> np.ndarray:
     else:
         places_BK = batch.last.repeat_interleave(C)[:, None] + torch.arange(K, device=x_BTD.device)
         x_BKD = x_BTD.gather(1, places_BK[:, :, None].expand(-1, -1, x_BTD.shape[-1]))
-        log_p_BKV = torch.log_softmax(x_BKD @ head_VD.T, dim=-1)
-        chosen_BK = log_p_BKV.gather(2, batch.choices.reshape(N * C, K, 1))[:, :, 0]
-        score_NC = chosen_BK.double().sum(1).view(N, C)
+        score_NC = -_token_losses(head_VD, x_BKD, batch.choices.reshape(N * C, K)).double().sum(1).view(N, C)
     return score_NC.double().cpu().numpy()
 
 
-def _loss(model: Any, tokens_BT: "Tensor") -> float:
-    """Mean cross-entropy, nats per token."""
+def _losses(model: Any, tokens_BT1: "Tensor") -> "Tensor":
+    """Mean cross-entropy of each row, nats per token: [B], float64."""
+    import torch
+
+    found, head_VD = [], model.head.weight.float()
+    for rows_BT1 in tokens_BT1.split(max(1, _TOKENS // tokens_BT1.shape[1])):
+        x_BTD = model.hidden(rows_BT1[:, :-1])[0].float()
+        found.append(_token_losses(head_VD, x_BTD, rows_BT1[:, 1:]).double().mean(1).cpu())
+    return torch.cat(found)
+
+
+def _token_losses(head_VD: "Tensor", x_BTD: "Tensor", right_BT: "Tensor") -> "Tensor":
+    """Cross-entropy of each token: [B, T]. The logits of a few rows at a time are in memory."""
+    import torch
     from torch.nn import functional as F
 
-    total = 0.0
-    for rows in tokens_BT.split(max(1, _ROWS * 16 // tokens_BT.shape[1])):
-        logits = model.hidden(rows[:, :-1])[0].float() @ model.head.weight.float().T
-        total += float(F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="sum"))
-    return total / tokens_BT[:, 1:].numel()
+    rows = max(1, _LOGITS // (len(head_VD) * right_BT.shape[1]))
+    pairs = zip(x_BTD.split(rows), right_BT.split(rows), strict=True)
+    return torch.cat(
+        [F.cross_entropy((x @ head_VD.T).transpose(1, 2), y, reduction="none") for x, y in pairs]
+    )

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from moe import flops
 from moe.config import EvaluateConfig, LearningRate, ModelConfig, Schedule, TrainConfig
-from moe.data import DataConfig, Questions, data_identity
-from moe.evaluate import eval_id, questions_of
+from moe.data import DataConfig, data_identity
+from moe.evaluate import Suite, suite_of
 from moe.operator import Operator
 from moe.plain import canonical_json, check, digest
 from sweeps.config import Control, SweepConfig
@@ -46,30 +46,24 @@ class Cell:
         return digest([self.leaf.trajectory.id, self.leaf.step, self.eval_id, 1])
 
     @property
+    def full(self) -> Suite:
+        return _suite(self.config.evaluate, data_json(self.config.data), "full")
+
+    @property
+    def probe(self) -> Suite:
+        return _suite(self.config.evaluate, data_json(self.config.data), "probe")
+
+    def suite_at(self, role: str) -> Suite:
+        """The full suite is asked of the final state, the probe of every other."""
+        return self.full if role == "final" else self.probe
+
+    @property
     def eval_id(self) -> str:
-        return self._suite("full")[0]
-
-    @property
-    def questions(self) -> Questions:
-        """What the full suite asks."""
-        return self._suite("full")[1]
-
-    @property
-    def probe_eval_id(self) -> str:
-        return self._suite("probe")[0]
-
-    def _suite(self, suite: str) -> tuple[str, Questions]:
-        return _suite(self.config.evaluate, data_json(self.config.data), suite)
+        return self.full.eval_id
 
     @property
     def reading(self) -> Reading:
-        probe_eval_id, probe = self._suite("probe")
-        return Reading(
-            probe_eval_id=probe_eval_id,
-            probe=probe,
-            probe_every=self.config.evaluate.probe_every,
-            corpus=self.config.corpus,
-        )
+        return Reading(probe=self.probe, probe_every=self.config.evaluate.probe_every)
 
     @property
     def base(self) -> Address | None:
@@ -332,11 +326,8 @@ def data_json(data: DataConfig) -> str:
 
 
 @lru_cache(maxsize=256)
-def _suite(evaluate: EvaluateConfig, data: str, suite: str) -> tuple[str, Questions]:
-    """The id of an evaluation and what it asks; ValueError if the data cannot be asked that."""
-    identity = json.loads(data)
-    questions = questions_of(evaluate, identity, suite)
-    return eval_id(questions, identity, suite), questions
+def _suite(evaluate: EvaluateConfig, data: str, name: str) -> Suite:
+    return suite_of(evaluate, json.loads(data), name)
 
 
 def all_cells(requested: Iterable[Cell]) -> dict[str, Cell]:

@@ -2,7 +2,6 @@
 and HOW it is run. Only WHAT reaches an identity."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from moe.config import AtGrowth, EvaluateConfig, ModelConfig, Schedule, TrainConfig
-from moe.data import DataConfig, TextConfig, parse_data
+from moe.data import DataConfig, parse_data
 from moe.plain import check, check_positive, parse
 from sweeps.growth import GrowthConfig
 
@@ -141,13 +140,6 @@ class SweepConfig:
     launch: LaunchConfig
     tracking: TrackingConfig
     plan: PlanMode | None = None
-
-    @property
-    def corpus(self) -> str | None:
-        """The absolute folder of a corpus: HOW to reach it, never part of an identity."""
-        if isinstance(self.data, TextConfig) and self.data.path is not None:
-            return os.path.abspath(self.data.path)
-        return None
 
     def __post_init__(self) -> None:
         check(

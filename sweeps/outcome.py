@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
-from moe.data import Questions
+from moe.evaluate import Suite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -13,18 +13,16 @@ class Order:
     task_id: str
     trajectory_id: str
     step: int
-    evaluations: tuple[tuple[str, Questions], ...]
+    evaluations: tuple[Suite, ...]
     reading: "Reading"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
-    """What a worker reads beside the store: the probe along the way, and the folder of a corpus."""
+    """The probe that a worker evaluates along the way."""
 
-    probe_eval_id: str
-    probe: Questions
+    probe: Suite
     probe_every: int
-    corpus: str | None
 
 
 class Result(StrEnum):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from moe import flops
 from moe.config import Schedule
-from moe.data import Questions
+from moe.evaluate import Suite
 from sweeps.cell import Cell, all_cells, resolve
 from sweeps.outcome import Reading
 from sweeps.trajectory import Address, Trajectory
@@ -40,7 +40,7 @@ class Task:
     step: int
     start: int
     needs: tuple[str, ...]
-    evaluations: tuple[tuple[str, Questions], ...]  # (eval_id, what it asks)
+    evaluations: tuple[Suite, ...]
     rewind: bool
     reading: Reading
 
@@ -143,11 +143,11 @@ def _lost_to_cosine(requested: list[Cell], shared_flops: float) -> float:
     return shared_flops - _shared_flops(taps, trajectories)
 
 
-Taps = dict[str, dict[int, dict[str, Questions]]]
+Taps = dict[str, dict[int, dict[str, Suite]]]
 
 
 def _taps(cells: Iterable[Cell]) -> tuple[Taps, dict[str, Trajectory], dict[str, Reading]]:
-    """{trajectory_id: {step: {eval_id: questions}}} of all cells; the trajectories, parents first; and what
+    """{trajectory_id: {step: {eval_id: suite}}} of all cells; the trajectories, parents first; and what
     each is probed with and read from, as the first cell that needs it says."""
     taps: Taps = defaultdict(dict)
     trajectories: dict[str, Trajectory] = {}
@@ -162,10 +162,11 @@ def _taps(cells: Iterable[Cell]) -> tuple[Taps, dict[str, Trajectory], dict[str,
         readings[trajectory.id] = cell.reading
 
     for cell in cells:
-        for address in cell.states().values():
+        for role, address in cell.states().items():
             visit(address.trajectory)
             suites = taps[address.trajectory.id].setdefault(address.step, {})
-            suites[cell.eval_id] = cell.questions
+            suite = cell.suite_at(role)
+            suites[suite.eval_id] = suite
         _tap_parents(cell.leaf, taps)
     return taps, trajectories, readings
 
@@ -210,7 +211,7 @@ class _Planner:
         for step in sorted(taps):
             if (trajectory.id, step) in self.diverged:
                 continue
-            missing = tuple((id, asked) for id, asked in taps[step].items() if (step, id) not in evaluated)
+            missing = tuple(suite for id, suite in taps[step].items() if (step, id) not in evaluated)
             if not missing and (step in stored or step not in wanted):
                 if taps[step] or step in stored:
                     self.cached += 1

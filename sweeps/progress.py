@@ -245,7 +245,7 @@ def _result_row(cell: Cell, store: Store, columns: list[str]) -> list[str]:
 
 def _score(store: Store, cell: Cell, address: Any, field: str = "acc") -> str | None:
     for line in store.evals(address.trajectory.id):
-        if (line["step"], line["eval_id"]) == (address.step, cell.eval_id):
+        if line["step"] == address.step and line["eval_id"] in (cell.eval_id, cell.probe.eval_id):
             return f"{line[field]:.3f}"
     return None
 

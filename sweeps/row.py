@@ -51,7 +51,7 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
         "at_growth": config.at_growth.value,
         "decay_fraction": config.budget.decay_fraction,
         "eval_id": cell.eval_id,
-        "probe_eval_id": cell.probe_eval_id,
+        "probe_eval_id": cell.probe.eval_id,
         "path": path,
         "states": {role: list(address.key) for role, address in cell.states().items()},
     }

@@ -1,7 +1,8 @@
 """The store: the only truth about what was trained. Nothing is read that was not written whole.
 
 Layout: trajectories/<kind>-<slug>-<id>/{spec.json, metrics.jsonl, evals.jsonl, states/, attempts/},
-studies/<name>/{cells,plan,summary}.json, drivers/<run>.alive. Importing this needs no torch.
+studies/<name>/{cells,plan,summary}.json, corpora/<id>/ (see moe.data.shards), drivers/<run>.alive.
+Importing this needs no torch.
 """
 
 import os
@@ -28,6 +29,7 @@ class Store:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
+        self.corpora = str(self.root / "corpora")
         self._trajectories_path = str(self.root / "trajectories")
         self._scanned = 0
         self._folders: dict[str, Path] = {}

@@ -19,6 +19,7 @@ from sweeps.config import PlanMode, SweepConfig, TrackingKind, parse_sweep
 from sweeps.execute import Execution, Executor, Status, execute
 from sweeps.executors import Executors
 from sweeps.plan import Plan, make_plan
+from sweeps.preparation import prepare_corpora
 from sweeps.progress import View
 from sweeps.provenance import git_commit, versions
 from sweeps.row import row, unique_tokens
@@ -73,6 +74,12 @@ def run_study(
     study.view.show_warnings(_replaced(config.study_name, plan, store))
     if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)
+    try:
+        prepare_corpora(plan, store, study.view.console)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    except KeyboardInterrupt:  # what was half prepared is gone
+        return StudyResult(cells=[], exit_code=130)
     return study.run()
 
 
@@ -180,7 +187,7 @@ class _Study:
         rows = []
         for cell in self.plan.cells.values():
             facts = row(cell, cell.id in requested)
-            corpus = _corpus_tokens(data_json(cell.config.data), cell.config.corpus)
+            corpus = _corpus_tokens(data_json(cell.config.data), self.store.corpora)
             facts["unique_tokens"] = unique_tokens(facts["path"], corpus)
             facts["epochs"] = facts["tokens"] / corpus if corpus else None
             facts["status"] = self._status(cell)
@@ -219,8 +226,11 @@ class _Study:
         return self.before.flops_todo + self.before.flops_rewind
 
     def _status(self, cell: Cell) -> str:
-        states = [address.key for address in cell.states().values()]
-        missing = [key for key in states if (key[1], cell.eval_id) not in self.store.evaluated(key[0])]
+        missing = [
+            address.key
+            for role, address in cell.states().items()
+            if (address.step, cell.suite_at(role).eval_id) not in self.store.evaluated(address.trajectory.id)
+        ]
         if not missing:
             return "done"
         if any(key in self.plan.diverged for key in missing):
@@ -262,8 +272,8 @@ class _Study:
 
 
 @lru_cache(maxsize=16)
-def _corpus_tokens(identity: str, corpus: str | None) -> int | None:
-    return open_data(json.loads(identity), corpus).unique_tokens
+def _corpus_tokens(identity: str, corpora: str) -> int | None:
+    return open_data(json.loads(identity), corpora).unique_tokens
 
 
 def final_acc(store: Store, cell: Cell) -> float:

@@ -19,6 +19,7 @@ import torch
 
 from moe.checkpoint import (
     CorruptState,
+    Description,
     State,
     load_state,
     load_tensors,
@@ -26,9 +27,9 @@ from moe.checkpoint import (
     save_state,
     save_tensors,
 )
-from moe.data import Data, Questions, open_data
+from moe.data import Data, open_data
 from moe.diagnostics import sample_moments
-from moe.evaluate import evaluate
+from moe.evaluate import Suite, evaluate
 from moe.files import append_lines, keep_lines, read_json, write_json
 from moe.growth import Tensors, grow_moments, grow_weights
 from moe.growth_report import growth_report
@@ -63,6 +64,7 @@ class _Journal:
     """Counts of one attempt at a task."""
 
     trained_steps: int = 0
+    evaluate_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
 
@@ -76,6 +78,7 @@ def perform(order: Order, options: WorkerOptions) -> Outcome:
             wall_s = time.perf_counter() - begin
             if result is not Result.FAILED:
                 timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": round(wall_s, 3)}
+                timing["evaluate_s"] = round(journal.evaluate_s, 3)
                 append_lines(_attempt_folder(folder) / "timing.jsonl", [timing])
     except Busy:
         result = Result.BUSY
@@ -116,9 +119,11 @@ class _Task:
         self.store, self.folder = store, folder
         self.trajectory = store.load(order.trajectory_id)
         identity = self.trajectory.root.identity
-        self.data: Data = open_data(identity["data"], order.reading.corpus)
+        self.data: Data = open_data(identity["data"], store.corpora)
+        self.description = Description(self.trajectory.model, identity["data"], self.trajectory.train.seq_len)
         self.pending: list[dict[str, Any]] = []
         self.transient: int | None = None  # a checkpoint that the next stored state replaces
+        self.kept: set[tuple[int, str]] = set()  # evaluations that outlived the cut
         self.rewinds = False  # a later state is stored: its lines stand, this one only derives a state
 
     def run(self) -> None:
@@ -222,10 +227,11 @@ class _Task:
     def _forget_beyond(self, step: int) -> None:
         """Cuts the lines above the state that training resumes from; they will be written again.
 
-        A full evaluation was made of a state that was stored whole, so it stays even if that state is gone.
+        What a task asked of a tap was asked of a state stored whole, and stays even if that state is gone.
         """
         keep_lines(self.folder / "metrics.jsonl", lambda line: line["step"] <= step)
-        keep_lines(self.folder / "evals.jsonl", lambda line: line["step"] <= step or line["suite"] == "full")
+        keep_lines(self.folder / "evals.jsonl", lambda line: line["step"] <= step or "tap" in line)
+        self.kept = self.store.evaluated(self.trajectory.id)
 
     # -- training ----------------------------------------------------------------------------------------
 
@@ -279,9 +285,9 @@ class _Task:
 
     def _probe(self, trainer: Trainer) -> None:
         reading = self.order.reading
-        if trainer.step % reading.probe_every == 0:
+        if trainer.step % reading.probe_every == 0 and (trainer.step, reading.probe.eval_id) not in self.kept:
             self._flush()
-            self._evaluate(trainer, reading.probe_eval_id, reading.probe, "probe")
+            self._evaluate(trainer, reading.probe)
 
     def _stored_losses(self) -> dict[int, float]:
         return {line["step"]: line["loss"] for line in self.store.metrics(self.trajectory.id)}
@@ -317,6 +323,7 @@ class _Task:
         save_state(
             folder,
             trainer.state(),
+            self.description,
             transient=transient,
             flops=trainer.step * self.trajectory.flops_per_step,
             torch=torch.__version__,
@@ -328,16 +335,19 @@ class _Task:
 
     def _evaluate_suites(self, trainer: Trainer) -> None:
         evaluated = self.store.evaluated(self.trajectory.id)
-        for eval_id, questions in self.order.evaluations:
-            if (self.order.step, eval_id) not in evaluated:
-                self._evaluate(trainer, eval_id, questions, "full")
+        for suite in self.order.evaluations:
+            if (self.order.step, suite.eval_id) not in evaluated:
+                self._evaluate(trainer, suite, tap=True)
 
-    def _evaluate(self, trainer: Trainer, eval_id: str, questions: Questions, suite: str) -> None:
-        seq_len = self.trajectory.train.seq_len
-        scores = evaluate(trainer.model, self.data, questions, seq_len=seq_len, device=self.options.device)
+    def _evaluate(self, trainer: Trainer, suite: Suite, **marks: bool) -> None:
+        begin, seq_len = time.perf_counter(), self.trajectory.train.seq_len
+        scores = evaluate(
+            trainer.model, self.data, suite.questions, seq_len=seq_len, device=self.options.device
+        )
+        self.journal.evaluate_s += time.perf_counter() - begin
         if not math.isfinite(scores["loss"]):
             raise Diverged(trainer.step, scores["loss"], "the held-out loss is not finite")
-        line = {"step": trainer.step, "eval_id": eval_id, "suite": suite, **scores}
+        line = {"step": trainer.step, "eval_id": suite.eval_id, "suite": suite.name, **marks, **scores}
         append_lines(self.folder / "evals.jsonl", [line])
 
 

@@ -1,4 +1,5 @@
 """docs/growth.md holds: its commands plan, its code runs, its refusals are quoted, its table is computed.
+So does docs/language.md: its examples are printed, its shares are those of the configuration.
 
 A ```console block quotes refusals: a line `$ python sweep.py …`, then what it prints.
 """
@@ -17,6 +18,9 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from moe import flops
+from moe.data import parse_data
+from moe.data.__main__ import main as print_language
+from moe.data.language import vocabulary
 from moe.growth import grow_weights
 from moe.growth_report import growth_report
 from moe.operator import Operator, WidthMethod
@@ -116,3 +120,24 @@ def test_the_pictures_show_what_numpy_says():
     assert rows["interposition"] == np.repeat(np.arange(4), 2).tolist()
     assert [bar.height for bar in draw_growth.copies_rows()["scaled"]] == pytest.approx([0.5] * 8)
     assert [bar.source for bar in draw_growth.width_rows()["duplicate, α > 0"]] == [0, 1, 2, 3] * 2
+
+
+LANGUAGE = (DOCS / "language.md").read_text()
+
+
+def test_every_example_of_the_language_is_printed_by_the_command_it_names(capsys):
+    (examples,) = re.findall(r"```text\n(.*?)```", LANGUAGE, flags=re.DOTALL)
+    print_language(str(tiny.ROOT / "conf/data/world.yaml"))
+    printed = capsys.readouterr().out.splitlines()
+    assert len(shown := [line for line in examples.splitlines() if line]) >= 12
+    assert set(shown) <= set(printed)
+
+
+def test_the_shares_of_the_language_are_those_of_its_configuration():
+    config = yaml.safe_load((tiny.ROOT / "conf/data/world.yaml").read_text())
+    shares = dict(re.findall(r"^\| (\w+) \| (\d+) % \|", LANGUAGE, flags=re.MULTILINE))
+    assert {f"share_{name}": float(share) / 100 for name, share in shares.items()} == {
+        key: value for key, value in config.items() if key.startswith("share_")
+    }
+    words = len(vocabulary(parse_data(config))[0])
+    assert f"a closed language of {words} words" in LANGUAGE

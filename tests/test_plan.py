@@ -38,9 +38,9 @@ def finished(plan):
     """A store as it would be after the plan ran."""
     steps, evals = {}, []
     for cell in plan.cells.values():
-        for address in cell.states().values():
+        for role, address in cell.states().items():
             steps.setdefault(address.trajectory.id, []).append(address.step)
-            evals.append((*address.key, cell.eval_id))
+            evals.append((*address.key, cell.suite_at(role).eval_id))
     return Held(steps, evals)
 
 
@@ -54,6 +54,16 @@ def test_a_trunk_shared_by_many_branches_is_trained_once():
     assert plan.flops_todo == pytest.approx(plan.flops_shared)
     assert plan.flops_naive == pytest.approx(sum(cell.leaf.flops for cell in plan.cells.values()))
     assert plan.flops_naive > 2 * plan.flops_shared
+
+
+def test_only_final_states_are_asked_the_full_suite():
+    plan = make_plan(grid(), tiny.Nothing())
+    asked = {task.id: {suite.name for suite in task.evaluations} for task in plan.tasks.values()}
+    ends = {str(cell.leaf) for cell in plan.cells.values()}
+    assert {id for id, names in asked.items() if "full" in names} == ends
+    others = {str(a) for cell in plan.cells.values() for a in cell.states().values()} - ends
+    assert others
+    assert all(asked[id] == {"probe"} for id in others)
 
 
 def test_a_branch_starts_before_its_trunk_ends():

@@ -72,7 +72,7 @@ GROUPS = [
 @pytest.mark.parametrize(("group", "name"), GROUPS)
 def test_every_choice_of_every_group_parses(group, name, corpus):
     overrides = [f"{group}={name}", "budget.extra_flops=1e30"]
-    overrides += [f"data.path={corpus}"] if name == "text" else []
+    overrides += {"text": [f"data.path={corpus}"], "huggingface": [f"data.name={corpus}"]}.get(name, [])
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("config", overrides=overrides)
     resolve(parse_sweep(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from moe.evaluate import Suite
 from moe.files import read_json
 from sweeps.outcome import Order, Reading, Result
 from sweeps.store import Store
@@ -32,13 +33,17 @@ def make_options(root: str, alive: Path, **more) -> WorkerOptions:
     return WorkerOptions(**{**settings, **more})
 
 
+def suite(name: str, num_items: int) -> Suite:
+    return Suite(name=name, eval_id=name, questions=tiny.questions(num_items))
+
+
 def order(trajectory, step, evaluations=()) -> Order:
     return Order(
         task_id=f"{trajectory.id}@{step}",
         trajectory_id=trajectory.id,
         step=step,
         evaluations=tuple(evaluations),
-        reading=Reading(probe_eval_id="probe", probe_items=8, probe_every=4, corpus=None),
+        reading=Reading(probe=suite("probe", 8), probe_every=4),
     )
 
 
@@ -67,16 +72,16 @@ def science(folder: Path) -> dict[str, bytes]:
 
 def test_a_task_stores_its_state_lines_and_evaluations(trunk):
     store, trajectory, do = trunk
-    assert do(6, [("suite", 16)]).result is Result.DONE
+    assert do(6, [suite("full", 16)]).result is Result.DONE
     assert store.stored_steps(trajectory.id) == [6]
     assert [line["step"] for line in store.metrics(trajectory.id)] == list(range(1, 7))
-    assert store.evaluated(trajectory.id) == {(4, "probe"), (6, "suite")}
+    assert store.evaluated(trajectory.id) == {(4, "probe"), (6, "full")}
     assert store.wall_s(trajectory.id) > 0
 
 
 def test_a_stopped_task_saves_and_goes_on_bit_for_bit(trunk, tmp_path):
     store, trajectory, do = trunk
-    do(9, [("suite", 16)])
+    do(9, [suite("full", 16)])
     whole = science(store.folder(trajectory.id))
     shutil.rmtree(store.root)
     store = Store(store.root)
@@ -84,9 +89,9 @@ def test_a_stopped_task_saves_and_goes_on_bit_for_bit(trunk, tmp_path):
     store.add(trajectory)
     missing = make_options(str(store.root), tmp_path / "other")
     Path(missing.alive).unlink()
-    assert perform(order(trajectory, 9, [("suite", 16)]), missing).result is Result.STOPPED
+    assert perform(order(trajectory, 9, [suite("full", 16)]), missing).result is Result.STOPPED
     assert store.stored_steps(trajectory.id) == [1]
-    assert do(9, [("suite", 16)]).result is Result.DONE
+    assert do(9, [suite("full", 16)]).result is Result.DONE
     assert science(store.folder(trajectory.id)) == whole  # the checkpoint at 1 is gone, too
 
 
@@ -101,7 +106,7 @@ def test_a_checkpoint_that_becomes_a_tap_stays(trunk, tmp_path):
     stop = make_options(str(store.root), tmp_path / "gone")
     Path(stop.alive).unlink()
     perform(order(trajectory, 9), stop)
-    do(1, [("suite", 16)])
+    do(1, [suite("full", 16)])
     do(3)
     assert store.stored_steps(trajectory.id) == [1, 3]
     assert read_json(store.state_folder(trajectory.id, 1) / "DONE.json")["transient"] is False
@@ -141,7 +146,7 @@ def test_a_corrupt_state_is_set_aside_and_derived_again(trunk):
     whole = science(store.folder(trajectory.id))
     model = store.state_folder(trajectory.id, 6) / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-8] + b"harmed!!")
-    outcome = do(6, [("suite", 16)])
+    outcome = do(6, [suite("full", 16)])
     assert outcome.result is Result.DONE
     assert "set aside" in outcome.warnings[0]
     again = science(store.folder(trajectory.id))
@@ -218,11 +223,30 @@ def test_a_state_below_the_last_is_derived_without_a_second_set_of_lines(trunk):
     whole = science(store.folder(trajectory.id))
     model = store.state_folder(trajectory.id, 6) / "model.safetensors"
     model.write_bytes(model.read_bytes()[:-8] + b"harmed!!")
-    do(6, [("suite", 16)])
+    do(6, [suite("full", 16)])
     again = science(store.folder(trajectory.id))
     assert again["states/step_00000006/model.safetensors"] == whole["states/step_00000006/model.safetensors"]
     assert again["metrics.jsonl"] == whole["metrics.jsonl"]
     assert [line["step"] for line in store.evals(trajectory.id)] == [4, 8, 6]
+
+
+def test_what_was_asked_of_a_tap_outlives_its_state_and_is_not_asked_twice(trunk):
+    store, trajectory, do = trunk
+    do(4)
+    do(6, [suite("probe", 8)])
+    before = store.evals(trajectory.id)
+    for step in (4, 6):
+        shutil.rmtree(store.state_folder(trajectory.id, step))
+    do(9)
+    assert [line["step"] for line in before if "tap" in line] == [6]
+    assert [(line["step"], "tap" in line) for line in store.evals(trajectory.id)] == [
+        (6, True),
+        (4, False),
+        (8, False),
+    ]
+    assert {line["step"]: line["acc"] for line in before}.items() <= {
+        line["step"]: line["acc"] for line in store.evals(trajectory.id)
+    }.items()
 
 
 def test_an_evaluation_alone_cuts_nothing(trunk):
@@ -230,7 +254,7 @@ def test_an_evaluation_alone_cuts_nothing(trunk):
     do(3)
     path = store.folder(trajectory.id) / "metrics.jsonl"
     path.write_text(path.read_text() + '{"step":4,"loss":9.0}\n')  # of a run that diverged later
-    do(3, [("suite", 16)])
+    do(3, [suite("full", 16)])
     assert [line["step"] for line in store.metrics(trajectory.id)] == [1, 2, 3, 4]
 
 
@@ -240,14 +264,14 @@ def test_a_line_cut_short_is_dropped_before_anything_is_added(trunk):
     for name in ("metrics.jsonl", "evals.jsonl"):
         with (store.folder(trajectory.id) / name).open("a") as file:
             file.write('{"step":4,"eval_id":"su')
-    do(3, [("suite", 16)])
-    assert store.evaluated(trajectory.id) == {(3, "suite")}
+    do(3, [suite("full", 16)])
+    assert store.evaluated(trajectory.id) == {(3, "full")}
     assert len(store.metrics(trajectory.id)) == 3
 
 
 def test_lines_of_a_killed_run_beyond_its_last_state_are_written_once(trunk):
     store, trajectory, do = trunk
-    do(9, [("suite", 16)])
+    do(9, [suite("full", 16)])
     whole = science(store.folder(trajectory.id))
     again = Store(store.root.with_name("again"))
     again.prepare()
@@ -258,7 +282,7 @@ def test_lines_of_a_killed_run_beyond_its_last_state_are_written_once(trunk):
     lines = (folder / "evals.jsonl").read_text().splitlines(keepends=True)
     (folder / "evals.jsonl").write_text("".join(line for line in lines if "probe" in line))
     options = make_options(str(again.root), store.root.with_name("alive"))
-    assert perform(order(trajectory, 9, [("suite", 16)]), options).result is Result.DONE
+    assert perform(order(trajectory, 9, [suite("full", 16)]), options).result is Result.DONE
     assert science(folder) == whole
 
 
@@ -275,7 +299,9 @@ def test_an_infinite_gradient_is_diverged_and_not_a_failure(store_root, tmp_path
     store, trajectory = Store(store_root), tiny.cell(train__lr=1e38).trunk
     store.prepare()
     store.add(trajectory)
-    outcome = perform(order(trajectory, 16, [("suite", 16)]), make_options(store_root, tmp_path / "alive"))
+    outcome = perform(
+        order(trajectory, 16, [suite("full", 16)]), make_options(store_root, tmp_path / "alive")
+    )
     assert outcome.result is Result.DIVERGED
 
 

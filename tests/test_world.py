@@ -14,7 +14,8 @@ import tiny
 import yaml
 
 from moe.data import WorldConfig, data_identity, open_data, parse_data
-from moe.data.world import FAMILIES, VERSION, World
+from moe.data.language import FAMILIES
+from moe.data.world import VERSION, World
 from moe.plain import to_plain
 
 CONF = Path(__file__).parents[1] / "conf" / "data" / "world.yaml"
@@ -33,7 +34,7 @@ def world(config) -> World:
 @pytest.fixture(scope="module")
 def documents(world) -> dict[str, list[list[str]]]:
     """Whole training documents in words, by family."""
-    words = world.words(world.batch(0, 0, 400, 128)).split()
+    words = world.decode(world.batch(0, 0, 1600, 128)).split()
     starts = [i for i, word in enumerate(words) if word.endswith(":")]
     found = defaultdict(list)
     for start, end in itertools.pairwise(starts):
@@ -47,8 +48,8 @@ def items(world):
 
 
 def asked(world, items, i: int) -> tuple[list[str], list[str], str]:
-    context = world.words(items.context[i, : items.context_length[i]]).split()
-    choices = [world.words(choice) for choice in items.choices[i]]
+    context = world.decode(items.context[i, : items.context_length[i]]).split()
+    choices = [world.decode(choice) for choice in items.choices[i]]
     return context[1:], choices, choices[items.answer[i]]
 
 
@@ -66,8 +67,8 @@ def answer_hops(words: list[str]) -> str:
     following = dict(zip(words[:first:2], words[1:first:2], strict=True))
     place = words[-1]
     for _ in range(int(words[-2].removeprefix("hop"))):
-        place = following[place]
-    return place
+        place = following[place].replace(">", "#")
+    return place.replace("#", ">")
 
 
 def answer_recall(words: list[str]) -> str:
@@ -100,7 +101,7 @@ def test_every_walk_and_every_recalled_pair_is_right(documents):
 
 
 def test_every_verb_agrees_with_its_noun_in_class_and_number(documents, world, items):
-    verbs = set(world.language.vocabulary[world.language.vocabulary.index("bara") :])
+    verbs = set(world.words[world.words.index("bara") :])
     classes = defaultdict(set)
     agree = defaultdict(set)
     sentences = list(documents["grammar"])
@@ -133,6 +134,17 @@ def test_frequent_entities_are_told_of_more(documents, config):
     ordered = [n for _, n in count.most_common()]
     ranks = np.arange(1, config.num_entities + 1.0) ** -config.entity_zipf
     assert ordered[0] / sum(ordered) == pytest.approx(ranks[0] / ranks.sum(), rel=0.15)
+
+
+def test_exposures_are_the_tellings_that_are_counted(world, documents, config):
+    """Of facts by stratum, in the tokens that `documents` were read from."""
+    facts = world.families["facts"]
+    rank = {tuple(world.decode(facts.name_words(i)).split()): i for i in range(config.num_entities)}
+    count = Counter(rank[tuple(word for word in words if word[0].isupper())] for words in documents["facts"])
+    for stratum in range(config.num_strata):
+        first, last = facts.stratum(stratum)
+        told = sum(count[i] for i in range(first, last)) / (last - first) / config.num_relations
+        assert facts.exposures(stratum, 1600 * 129) == pytest.approx(told, rel=0.1)
 
 
 def test_the_answer_of_every_item_is_the_true_one(world, items, config):
@@ -176,25 +188,32 @@ def test_distractors_of_a_fact_are_values_of_the_same_relation(world, items):
 def test_no_held_out_document_is_in_training(config):
     small = dataclasses.replace(config, num_entities=256, num_strata=3)  # every pair is met many times
     world = World(small)
-    text = world.words(world.batch(0, 0, 4000, 128))
+    text = world.decode(world.batch(0, 0, 4000, 128))
     for name in FAMILIES:
         text = text.replace(f" {name}:", f"\n{name}:")
     asked = {document.rsplit(" ", 1)[0] for document in text.split("\n")}
+    given = {given_in(document) for document in text.split("\n")}
     for found in world.items(tiny.questions(200)):
         for i in range(len(found)):
             if found.family == "facts" and found.level[i] < small.num_strata:
                 continue
-            context = world.words(found.context[i, : found.context_length[i]])
+            context = world.decode(found.context[i, : found.context_length[i]])
             assert context not in asked
+            assert found.family not in ("recall", "hops") or given_in(context) not in given
+
+
+def given_in(document: str) -> str:
+    """The pairs of a recall or hops document: what stands before its first question."""
+    return document.split(" hop")[0].split(" ?")[0]
 
 
 def test_seen_facts_are_in_training(config):
     small = dataclasses.replace(config, num_entities=256, num_strata=3)
     world = World(small)
-    text = world.words(world.batch(0, 0, 4000, 128))
+    text = world.decode(world.batch(0, 0, 4000, 128))
     facts = world.items(tiny.questions(200))[0]
     seen = [
-        world.words(facts.context[i, : facts.context_length[i]]) in text
+        world.decode(facts.context[i, : facts.context_length[i]]) in text
         for i in range(len(facts))
         if facts.level[i] < small.num_strata
     ]
@@ -206,10 +225,10 @@ def test_held_out_sequences_are_not_the_training_ones(world, documents):
     assert set(held_out) == set(FAMILIES)
     for family, tokens in held_out.items():
         assert tokens.shape == (8, 129)
-        assert {w for w in world.words(tokens).split() if w.endswith(":")} == {f"{family}:"}
+        assert {w for w in world.decode(tokens).split() if w.endswith(":")} == {f"{family}:"}
     told = {" ".join(words) for found in documents.values() for words in found}
     for family, tokens in held_out.items():
-        whole = world.words(tokens).split(f"{family}: ")[1:-1]
+        whole = world.decode(tokens).split(f"{family}: ")[1:-1]
         assert len(whole) > 20
         assert not told & {text.strip() for text in whole}
 
@@ -258,7 +277,7 @@ def test_batches_and_items_are_equal_in_every_process(world):
 def test_the_tokens_of_this_version_are_pinned(config):
     tokens = World(config).batch(0, 0, 16, 128)
     found = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()[:12]
-    assert (VERSION, found) == (1, "09ac49abbec2"), "other tokens need another VERSION"
+    assert (VERSION, found) == (2, "7ce7359c6ee1"), "other tokens need another VERSION"
 
 
 def test_the_run_seed_changes_no_item_and_the_world_seed_changes_the_language(config, world):
@@ -296,10 +315,12 @@ def test_every_field_is_part_of_the_identity(config):
         ({"modulus": 2}, "at least 4"),
         ({"max_operand": 32}, "data.max_operand=32 must be in 1..31"),
         ({"max_hops": 9}, "must not close the cycle"),
+        ({"min_cycle": 1}, r"data.min_cycle=1 must be in 2..6"),
+        ({"max_cycle": 3, "min_cycle": 3}, r"data.max_cycle=3 must be in 4..16"),
         ({"max_pairs": 20}, "keys and values differ"),
         ({"num_classes": 1}, "each class needs a noun"),
         ({"sharefacts": 1.0}, "unknown key data.sharefacts"),
-        ({"source": "wiki"}, "data.source=wiki is not a choice; choose one of text, world"),
+        ({"source": "wiki"}, "data.source=wiki is not a choice; choose one of huggingface, text, world"),
         ({"world_seed": 0.5}, "must be a whole number"),
     ],
 )

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.data import Questions
-from moe.data.world import FAMILIES
+from moe.data.language import FAMILIES
 from moe.plain import parse
 from sweeps.cell import Cell, resolve
 from sweeps.config import parse_sweep

@@ -1,31 +1,45 @@
-"""Where tokens come from: `world`, a synthetic language, or `text`, a folder of files. No torch here."""
+"""Where tokens come from: `world`, a synthetic language; `text`, files; `huggingface`, datasets. No torch.
+
+A corpus (of files or a dataset) is prepared once, as shards of tokens in a folder; see `moe.data.shards`.
+"""
 
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
-from moe.data import text, world
+from moe.data import corpus, text, world
+from moe.data.corpus import Corpus
+from moe.data.huggingface import HuggingFaceConfig, HuggingFaceSource, huggingface_identity
 from moe.data.items import Data, Items, Questions
-from moe.data.text import Text, TextConfig
-from moe.data.world import World, WorldConfig
+from moe.data.language import FAMILIES, WorldConfig
+from moe.data.preparation import Observer, prepare
+from moe.data.shards import is_prepared
+from moe.data.text import TextConfig, TextSource, text_identity
+from moe.data.world import World
 from moe.plain import canonical_json, parse, to_plain
 
 __all__ = [
     "Data",
     "DataConfig",
+    "HuggingFaceConfig",
     "Items",
+    "Observer",
     "Questions",
     "TextConfig",
     "WorldConfig",
     "data_identity",
     "families_of",
+    "is_corpus",
     "open_data",
     "parse_data",
+    "prepare_data",
 ]
 
-DataConfig = WorldConfig | TextConfig
+DataConfig = WorldConfig | TextConfig | HuggingFaceConfig
 
-_CONFIGS = {"text": TextConfig, "world": WorldConfig}
+_CONFIGS = {"huggingface": HuggingFaceConfig, "text": TextConfig, "world": WorldConfig}
+_VERSIONS = {"huggingface": text.VERSION, "text": text.VERSION, "world": world.VERSION}
 
 
 def parse_data(mapping: Any, path: str = "data") -> DataConfig:
@@ -42,52 +56,68 @@ def parse_data(mapping: Any, path: str = "data") -> DataConfig:
 
 
 def data_identity(config: DataConfig) -> dict[str, Any]:
-    """What is read, as plain JSON data: every generator parameter, or the digest of a corpus; never a path.
+    """What is read, as plain JSON data: generator parameters, or contents and tokenizer of a corpus; no path.
 
-    For a corpus this reads all files once; ValueError if the folder cannot serve as one.
+    Reads the files of a corpus once in a process, or asks the hub for a commit, and writes nothing;
+    ValueError for what can be known then to be wrong with them.
     """
-    if isinstance(config, WorldConfig):
-        return {"version": world.VERSION, **to_plain(config)}
-    fields = {key: value for key, value in to_plain(config).items() if key != "path"}
-    corpus = text.read(config)
-    Text(config, corpus)  # refuses what cannot be split or asked about
-    return {"version": text.VERSION, "tokenizer": text.TOKENIZER, **fields, "manifest": corpus.manifest}
+    match config:
+        case WorldConfig():
+            return {"version": world.VERSION, **to_plain(config)}
+        case TextConfig():
+            return text_identity(config)
+        case HuggingFaceConfig():
+            return huggingface_identity(config)
 
 
 def families_of(identity: dict[str, Any]) -> tuple[str, ...]:
     """The families that this data trains, in their order; an evaluation may ask of these."""
     if identity["source"] == "world":
-        return tuple(name for name in world.FAMILIES if identity[f"share_{name}"] > 0)
-    return (text.FAMILY,)
+        return tuple(name for name in FAMILIES if identity[f"share_{name}"] > 0)
+    return (corpus.FAMILY,)
 
 
-def open_data(identity: dict[str, Any], path: str | None = None) -> Data:
-    """The data an identity describes, one object per process; a corpus is read from the folder `path`.
+def is_corpus(identity: dict[str, Any]) -> bool:
+    """Whether it has to be prepared before it is opened."""
+    return identity["source"] != "world"
 
-    ValueError if the folder's files are not the ones the identity was made of, or another version made it.
+
+def prepare_data(config: DataConfig, identity: dict[str, Any], corpora: str, observe: Observer) -> None:
+    """Prepares the corpus that `config` leads to below the folder `corpora`; nothing to do if it is there.
+
+    `observe` is told the stage, the bytes done and those in all. ValueError if the documents cannot serve.
     """
-    return _open(canonical_json(identity), path)
+    if is_prepared(Path(corpora), identity):
+        return
+    match config:
+        case WorldConfig():
+            return
+        case TextConfig():
+            source = TextSource(config, identity)
+        case HuggingFaceConfig():
+            source = HuggingFaceSource(config, identity)
+    prepare(Path(corpora), identity, source, observe)
+
+
+def open_data(identity: dict[str, Any], corpora: str | None = None) -> Data:
+    """The data an identity describes, one object per process; a corpus was prepared in the folder `corpora`.
+
+    ValueError if it was not, if its files do not belong together, or if another version made it.
+    """
+    return _open(canonical_json(identity), corpora)
 
 
 @functools.lru_cache(maxsize=4)
-def _open(identity_json: str, path: str | None) -> Data:
+def _open(identity_json: str, corpora: str | None) -> Data:
     identity = json.loads(identity_json)
-    module = {"text": text, "world": world}[identity["source"]]
-    version = identity.pop("version")
-    if version != module.VERSION:
+    version, reads = identity["version"], _VERSIONS[identity["source"]]
+    if version != reads:
         raise ValueError(
             f"data.version={version} was written by another release; this one reads version "
-            f"{module.VERSION}: use the release that wrote it, or train anew"
+            f"{reads}: use the release that wrote it, or train anew"
         )
-    if identity["source"] == "world":
-        return World(parse(WorldConfig, identity, "data"))
-    manifest, tokenizer = identity.pop("manifest"), identity.pop("tokenizer")
-    assert tokenizer == text.TOKENIZER, tokenizer
-    config = parse(TextConfig, {**identity, "path": path}, "data")
-    corpus = text.read(config)
-    if corpus.manifest != manifest:
-        raise ValueError(
-            f"data.path={path} holds other files than this study was planned with (manifest "
-            f"{corpus.manifest[:12]}, not {manifest[:12]}); restore the files or plan the study again"
-        )
-    return Text(config, corpus)
+    if is_corpus(identity):
+        assert corpora is not None, "a corpus is opened in a folder"
+        return Corpus(Path(corpora), identity)
+    del identity["version"]
+    return World(parse(WorldConfig, identity, "data"))

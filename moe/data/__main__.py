@@ -1,24 +1,40 @@
-"""`python -m moe.data conf/data/world.yaml` prints some training documents and one item per family."""
+"""`python -m moe.data conf/data/world.yaml` prints training documents and items of each family, in words."""
 
 import sys
 from pathlib import Path
 
 import yaml
 
-from moe.data import Questions, WorldConfig
-from moe.data.world import FAMILIES, World
-from moe.plain import parse
+from moe.data import Questions, parse_data
+from moe.data.draws import Draws
+from moe.data.items import Items
+from moe.data.language import WorldConfig
+from moe.data.world import World
+
+_DOCUMENTS, _ITEMS = 3, 2
 
 
 def main(path: str) -> None:
-    world = World(parse(WorldConfig, yaml.safe_load(Path(path).read_text()), "data"))
-    print(world.words(world.batch(0, 0, 1, 200)), "\n")
-    for items in world.items(
-        Questions(num_items=1000, families=FAMILIES, context_length=1, continuation_length=1)
-    ):
-        last = len(items) - 1  # of the highest level
-        print(world.words(items.context[last, : items.context_length[last]]), end=" …\n")
-        print("    " + " | ".join(map(world.words, items.choices[last])))
+    config = parse_data(yaml.safe_load(Path(path).read_text()))
+    assert isinstance(config, WorldConfig), "this prints the embedded language; give conf/data/world.yaml"
+    world = World(config)
+    questions = Questions(
+        num_items=1000, families=tuple(world.families), context_length=1, continuation_length=1
+    )
+    for family, items in zip(world.families.values(), world.items(questions), strict=True):
+        documents = family.training(Draws("shown", family.name), 4 * _DOCUMENTS)
+        for tokens, length in zip(documents.tokens[:_DOCUMENTS], documents.length, strict=False):
+            print(world.decode(tokens[:length]))
+        for place in range(_ITEMS - 1, -1, -1):
+            print(item_in_words(world, items, len(items) - 1 - place * len(items) // _ITEMS))
+        print()
+
+
+def item_in_words(world: World, items: Items, i: int) -> str:
+    """The context, then the choices, the right one in brackets."""
+    choices = [world.decode(choice) for choice in items.choices[i]]
+    choices[items.answer[i]] = f"[{choices[items.answer[i]]}]"
+    return f"{world.decode(items.context[i, : items.context_length[i]])} … {' | '.join(choices)}"
 
 
 if __name__ == "__main__":

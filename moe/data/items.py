@@ -48,6 +48,14 @@ class Data(Protocol):
     vocab_size: int
     unique_tokens: int | None  # tokens of the training split; None = without end
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without a separator; ValueError if this data has none for it."""
+        ...
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of ids: what `encode` gives comes back, as far as the tokenizer keeps it."""
+        ...
+
     def batch(
         self, seed: int, data_step: int, batch_size: int, seq_len: int, *, stream: str = "train"
     ) -> np.ndarray:
