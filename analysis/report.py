@@ -3,6 +3,7 @@
 import base64
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,15 +13,18 @@ import jinja2
 import markupsafe
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from analysis.arms import standard_error
 from analysis.claims import judge, opening, points
 from analysis.correlation import correlate
+from analysis.curves import curves, family_curves, trunk_curves
 from analysis.figures import (
     accuracy_against_sunk_flops,
     accuracy_by_family,
     clone_divergence,
     function_preservation_waterfall,
+    learning_curves_by_family,
     loss_and_accuracy_by_sunk_flops,
     save,
     themed,
@@ -28,7 +32,7 @@ from analysis.figures import (
 )
 from analysis.figures.style import png
 from analysis.growth_section import GrowthSection, growth_section
-from analysis.table import cells_table, curves, trunk_curves
+from analysis.table import cells_table
 from sweeps.store import Store
 
 DELTA = 0.01
@@ -37,6 +41,7 @@ _WHOLE = (
     *("growth_warmup_steps", "keep_first", "keep_last"),
     *("activated_params", "activated_matmul_params", "total_params", "trunk_activated_params"),
 )
+_Drawing = Callable[[], tuple[pd.DataFrame, Figure]]
 _SERIES = {"net": "net", "without_scratch": "final accuracy", "with_scratch": "… with scratch"}
 
 
@@ -67,8 +72,7 @@ def write_report(
     found = {"study": study, "opening": sentence, "delta": delta, "claims": claims, **correlation}
     (directory / "correlation.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     growth = growth_section(store, study, directory)
-    drawn = (cells, curves(store, study), trunk_curves(store, study), growth)
-    figures = _figures(*drawn, directory / "figures")
+    figures = _figures(_drawings(store, study, cells, growth), directory / "figures")
     page = _template().render(
         study=study,
         opening=sentence,
@@ -160,22 +164,22 @@ def _mean_and_error(own: pd.DataFrame, value: str, error: str, sign: bool = Fals
     return f"{mean} ± {100 * se:.1f}" if np.isfinite(se) else mean
 
 
-def _figures(
-    cells: pd.DataFrame,
-    curve_points: pd.DataFrame,
-    trunks: pd.DataFrame,
-    growth: GrowthSection,
-    directory: Path,
-) -> dict[str, dict[str, Any]]:
-    """Draws each figure light (saved) and dark (page only) and returns it ready for the page."""
-    drawings = {
+def _drawings(store: Store, study: str, cells: pd.DataFrame, growth: GrowthSection) -> dict[str, _Drawing]:
+    """The page's figures by the name of their files, each drawn when it is called."""
+    after, trunks, families = curves(store, study), trunk_curves(store, study), family_curves(store, study)
+    return {
         "accuracy_against_sunk_flops": lambda: accuracy_against_sunk_flops(cells),
-        "loss_and_accuracy_by_sunk_flops": lambda: loss_and_accuracy_by_sunk_flops(curve_points),
+        "loss_and_accuracy_by_sunk_flops": lambda: loss_and_accuracy_by_sunk_flops(after),
         "trunk_with_growth_points": lambda: trunk_with_growth_points(trunks, cells),
+        "learning_curves_by_family": lambda: learning_curves_by_family(families),
         "accuracy_by_family": lambda: accuracy_by_family(cells),
         "function_preservation_waterfall": lambda: function_preservation_waterfall(growth.growths),
         "clone_divergence": lambda: clone_divergence(growth.twins),
     }
+
+
+def _figures(drawings: dict[str, _Drawing], directory: Path) -> dict[str, dict[str, Any]]:
+    """Draws each figure light (saved) and dark (page only) and returns it ready for the page."""
     out = {}
     for name, draw in drawings.items():
         with themed():

@@ -35,7 +35,9 @@ def main(root: str, study: str = "language") -> None:
     curves = curve_means(store, trunks, per_step / f_c)
     print(f"{len(trunks)} trunks, F_c = {f_c:.3g} FLOPs = {f_c / per_token / 1e6:.2f}M tokens\n")
     print_curves(curves)
-    print_facts(parse_data(spec["data"]), curves, model, f_c / per_token)
+    print_facts(
+        parse_data({k: v for k, v in spec["data"].items() if k != "version"}), curves, model, f_c / per_token
+    )
     print_growths(cells)
 
 

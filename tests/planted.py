@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-FAMILIES = ("facts", "hops", "arithmetic", "recall", "grammar")
+LEVELS = {"facts": 5, "hops": 4, "arithmetic": 3, "recall": 2, "grammar": 5}  # counted from 0
+FAMILIES = tuple(LEVELS)
 TRUNK_PARAMS = 120_000
 F_C = 120 * TRUNK_PARAMS**2
 CHANCE = 0.25
@@ -82,6 +83,15 @@ def edit_cells(root: Path, change, name: str = "planted") -> None:
     for row in study["cells"]:
         change(row)
     path.write_text(json.dumps(study))
+
+
+def edit_evals(root: Path, change) -> None:
+    """Applies `change` to each stored evaluation."""
+    for path in (root / "trajectories").glob("*/evals.jsonl"):
+        lines = [json.loads(text) for text in path.read_text().splitlines()]
+        for line in lines:
+            change(line)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 JUMPS = {
@@ -335,17 +345,15 @@ class _Writer:
             line |= {"load_balance_loss": 1.0, "z_loss": 0.1, "tokens": step * self.effect.tokens_per_step}
             lines.append(json.dumps(line | {"flops": step * step_flops}))
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-        whole = (
-            {steps} | (set() if end else {0}) | (set(self.effect.growth_steps) if kind == "trunk" else set())
-        )
-        marks = sorted(whole | (set() if end else set(range(0, steps, 20))))
+        taps = {steps} | ({0} if kind == "branch" else set())
+        taps |= set(self.effect.growth_steps) if kind == "trunk" else set()
+        marks = sorted(taps | (set() if end else set(range(20, steps, 20))))
         evals = []
         for step in marks:
             gap = 0.3 if kind == "branch" else 1.0
             level = acc if end else acc - gap * (acc - CHANCE) * np.exp(-step / 80)
-            evals.append(self._evaluation(step, "probe", 100, level))
-            if step in whole:
-                evals.append(self._evaluation(step, "full", self.effect.items, level))
+            line = self._evaluation(step, *(("full", self.effect.items) if end else ("probe", 100)), level)
+            evals.append(line | ({"tap": True} if step in taps else {}))
         (folder / "evals.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evals))
 
     def _evaluation(self, step: int, suite: str, items: int, acc: float) -> dict:
@@ -358,9 +366,10 @@ class _Writer:
                 "n": share,
                 "se": float(np.sqrt(hit * (1 - hit) / share)),
                 "chance": CHANCE,
+                "acc_above_chance": (hit - CHANCE) / (1 - CHANCE),
                 "prob_right": hit * 0.9,
                 "loss": 3.4 - 2.0 * hit,
-                "levels": {},
+                "levels": _levels(hit, LEVELS[name]),
             }
         mean = float(np.mean([f["acc"] for f in families.values()]))
         return {
@@ -376,3 +385,10 @@ class _Writer:
             "loss": 3.4 - 2.0 * mean,
             "families": families,
         }
+
+
+def _levels(acc: float, num_levels: int) -> dict[str, float]:
+    """Accuracies that fall evenly with the level, whose mean is `acc`."""
+    reach = min(0.2, acc, 1 - acc)
+    places = np.linspace(reach, -reach, num_levels)
+    return {str(level): acc + float(place) for level, place in enumerate(places)}

@@ -4,13 +4,15 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from planted import JUMPS, Effect, plant, plant_growths
+from planted import CHANCE, F_C, JUMPS, LEVELS, Effect, plant, plant_growths
 
+from analysis.curves import ALL_FAMILIES, MEAN, curves, family_curves, trunk_curves
 from analysis.figures import (
     accuracy_against_sunk_flops,
     accuracy_by_family,
     clone_divergence,
     function_preservation_waterfall,
+    learning_curves_by_family,
     loss_and_accuracy_by_sunk_flops,
     save,
     themed,
@@ -18,7 +20,7 @@ from analysis.figures import (
 )
 from analysis.figures.style import looks
 from analysis.growths import growths, twins
-from analysis.table import cells_table, curves, trunk_curves
+from analysis.table import cells_table
 from sweeps.store import Store
 
 
@@ -68,8 +70,9 @@ def test_accuracy_along_the_way_names_its_suite_size_and_seed(store):
         trunk, _ = trunk_with_growth_points(trunk_curves(store, "planted"), cells)
         after, figure = loss_and_accuracy_by_sunk_flops(curves(store, "planted"))
     assert "1 trunk (seed 0)" in trunk.attrs["caption"]
-    assert "probe, a part of the suite (100 items)" in trunk.attrs["caption"]
+    assert "probe, a smaller suite (100 items)" in trunk.attrs["caption"]
     assert "1 trunk (seed 0)" in after.attrs["caption"]
+    assert "large points: the full suite at the end" in after.attrs["caption"]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["probe, 100 items", "full suite, 5000 items", "scratch", "continued, at its end"]
     probes = after[(after["source"] == "probe") & (after["kind"] == "branch")]
@@ -106,6 +109,82 @@ def test_the_trunk_figure_marks_every_growth_step(store):
         table, _ = trunk_with_growth_points(trunk_curves(store, "planted"), cells)
     marked = table[table["quantity"] == "growth points on training loss"]["flops"]
     assert sorted(marked) == sorted(cells["sunk_flops"].dropna().unique()[1:])
+
+
+def test_a_full_suite_before_the_end_is_not_said_to_be_at_the_end(store):
+    points = curves(store, "planted")
+    with themed():
+        older, _ = loss_and_accuracy_by_sunk_flops(points.replace({"source": {"probe": "full"}}))
+    assert "large points: the full suite. Bars" in older.attrs["caption"]
+
+
+def test_the_learning_curves_draw_each_probe_of_each_trunk_and_their_mean(store):
+    points = family_curves(store, "seeds")
+    with themed():
+        table, figure = learning_curves_by_family(points)
+    assert len(figure.axes) == 1 + 2 * len(LEVELS)
+    facts = table[(table["family"] == "facts") & (table["level"] == MEAN)]
+    trunks = sorted(points["trunk_id"].unique())
+    assert len(trunks) == 3
+    for trunk in trunks:
+        lines = [line for line in store.evals(trunk) if line["step"] <= points["step"].max()]
+        assert facts[trunk].tolist() == pytest.approx(
+            [100 * line["families"]["facts"]["acc"] for line in lines]
+        )
+    assert np.allclose(facts["mean"], facts[trunks].mean(axis=1))
+    assert np.allclose(table["f_c"], table["flops"] / F_C)
+    assert table["se"].isna().all()
+
+
+def test_the_learning_curves_of_one_trunk_hold_the_standard_error_of_their_band(store):
+    points = family_curves(store, "planted")
+    with themed():
+        table, figure = learning_curves_by_family(points)
+    first = table[(table["family"] == ALL_FAMILIES) & (table["level"] == MEAN)]
+    lines = [line for line in store.evals(table.columns[-1]) if line["step"] <= points["step"].max()]
+    assert first["mean"].tolist() == pytest.approx([100 * line["acc"] for line in lines])
+    assert first["se"].tolist() == pytest.approx([100 * line["acc_se"] for line in lines])
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["the trunk", "± one standard error", "chance"]
+    assert "probe, a smaller suite (20 items per family) along 1 trunk (seed 0)" in table.attrs["caption"]
+
+
+def test_the_levels_that_are_drawn_average_to_their_family_beside_chance(store):
+    with themed():
+        table, figure = learning_curves_by_family(family_curves(store, "seeds"))
+    for family, num_levels in LEVELS.items():
+        own = table[table["family"] == family].set_index("flops")
+        levels = own[own["level"] != MEAN]
+        assert list(dict.fromkeys(levels["level"])) == [str(i) for i in range(num_levels)]
+        means = levels.groupby("flops")["mean"].mean()
+        assert np.allclose(means, own.loc[own["level"] == MEAN, "mean"])
+        assert levels["near"].between(levels["mean"].min(), levels["mean"].max()).all()
+    assert (table["chance_pct"] == 100 * CHANCE).all()
+    keys = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    assert [text.get_text() for text in keys[0].get_texts()] == ["level 0", "to 4"]
+
+
+def test_the_mean_over_trunks_ends_where_the_first_of_them_ends(store):
+    points = family_curves(store, "seeds")
+    trunk, half = points["trunk_id"].iloc[0], points["flops"].median()
+    with themed():
+        table, _ = learning_curves_by_family(points[(points["trunk_id"] != trunk) | (points["flops"] < half)])
+    assert (table["mean"].notna() == (table["flops"] < half)).all()
+    assert table.drop(columns=["mean", "near", "se", trunk]).notna().all(axis=None)
+
+
+@pytest.mark.parametrize(("num_levels", "panels"), [(1, 1), (3, 2), (13, 1)])
+def test_one_family_is_drawn_once_and_its_levels_where_they_can_be_told_apart(store, num_levels, panels):
+    points = family_curves(store, "seeds")
+    whole = points[points["family"].isin([ALL_FAMILIES, "facts"]) & (points["level"] == MEAN)]
+    one = points[(points["family"] == "facts") & (points["level"] == "0")]
+    with themed():
+        table, figure = learning_curves_by_family(
+            pd.concat([whole, *(one.assign(level=str(i)) for i in range(num_levels))])
+        )
+    assert set(table["family"]) == {"facts"}
+    assert len(figure.axes) == panels
+    assert ("Coloured: the levels" in table.attrs["caption"]) == (panels == 2)
 
 
 def test_each_family_has_its_own_accuracies(store):
@@ -161,6 +240,7 @@ def test_without_finished_cells_the_figures_say_so_and_draw_nothing(tmp_path):
             accuracy_by_family(cells),
             loss_and_accuracy_by_sunk_flops(curves(bare, "bare")),
             trunk_with_growth_points(trunk_curves(bare, "bare"), cells),
+            learning_curves_by_family(family_curves(bare, "bare")),
             function_preservation_waterfall(growths(bare, "bare")),
             clone_divergence(twins(bare, "bare")),
         ]

@@ -43,8 +43,16 @@ def test_the_page_stands_alone_and_opens_with_the_sentence(written):
     assert "<script" not in page
     assert "nan" not in re.sub(r"base64,[\w+/=]+", "", page).lower().replace("provenance", "")
     names = {"accuracy_against_sunk_flops", "loss_and_accuracy_by_sunk_flops", "trunk_with_growth_points"}
-    for name in names | {"accuracy_by_family"}:
+    for name in names | {"accuracy_by_family", "learning_curves_by_family"}:
         assert all((folder / "figures" / f"{name}.{kind}").stat().st_size for kind in ("png", "pdf", "csv"))
+
+
+def test_the_families_learning_curves_follow_the_trunks(written):
+    page = written[0].page.read_text()
+    places = [
+        page.index(f"figures/{name}.csv") for name in ("trunk_with_growth_points", "accuracy_by_family")
+    ]
+    assert places[0] < page.index("figures/learning_curves_by_family.csv") < places[1]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -62,7 +70,7 @@ def test_a_real_browser_shows_the_page_and_asks_no_network(written, tmp_path):
     command = [CHROMIUM, *quiet, f"--user-data-dir={tmp_path}", "--dump-dom", report.page.as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert "<title>planted · Regrow</title>" in seen
-    assert seen.count("<figure>") == seen.count("</figure>") == 4
+    assert seen.count("<figure>") == seen.count("</figure>") == 5
     assert re.search(r"<h2>Provenance</h2>.*</html>", seen, re.DOTALL)
 
 
@@ -76,7 +84,8 @@ def test_cells_csv_holds_the_promised_columns(written):
     promised = """
         study cell_id kind control_of trajectory_id trunk_id growth_step method depth_factor width_method
         width_factor noise_scale optimizer_state growth_lr seed sunk_flops extra_flops total_flops
-        chinchilla_multiple base_acc start_acc final_acc final_acc_se stable_acc base_loss start_loss
+        chinchilla_multiple base_acc start_acc final_acc final_acc_se
+        final_acc_above_chance stable_acc base_loss start_loss
         final_loss damage net tokens unique_tokens epochs activated_params total_params
         inference_flops_per_token wall_s
     """

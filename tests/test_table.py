@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-from planted import F_C, Effect, edit_cells, plant
+from planted import CHANCE, F_C, LEVELS, Effect, edit_cells, edit_evals, plant
 
 from analysis.arms import budget_rule, standard_error
-from analysis.table import cells_table, curves, trunk_curves
+from analysis.curves import ALL_FAMILIES, MEAN, curves, family_curves, trunk_curves
+from analysis.table import cells_table
 from sweeps.store import Store
 
 
@@ -22,6 +23,30 @@ def test_there_is_one_row_per_cell_with_its_final_full_evaluation(store):
         lines = [e for e in store.evals(trajectory) if e["step"] == step and e["suite"] == "full"]
         assert table.loc[row["cell_id"], "final_acc"] == lines[0]["acc"]
         assert table.loc[row["cell_id"], "final_acc_facts"] == lines[0]["families"]["facts"]["acc"]
+
+
+def test_the_full_suite_is_read_at_the_end_and_the_probe_of_every_state_before(store):
+    table = cells_table(store, "planted").set_index("cell_id")
+    for row in store.study("planted")["cells"]["cells"]:
+        for name in ("base", "start", "stable", "final"):
+            if row["states"][name]:
+                trajectory, step = row["states"][name]
+                (line,) = [e for e in store.evals(trajectory) if e["step"] == step]
+                assert line["suite"] == ("full" if name == "final" else "probe")
+                assert table.loc[row["cell_id"], f"{name}_acc"] == line["acc"]
+
+
+def test_accuracy_above_chance_is_that_of_the_final_line(store):
+    table = cells_table(store, "planted")
+    assert np.allclose(table["final_acc_above_chance"], (table["final_acc"] - CHANCE) / (1 - CHANCE))
+
+
+def test_lines_from_before_accuracy_above_chance_leave_it_missing(tmp_path):
+    root = plant(tmp_path, Effect(growth_steps=(100,)))
+    edit_evals(root, lambda line: line.pop("acc_above_chance"))
+    table = cells_table(Store(root), "planted")
+    assert table["final_acc_above_chance"].isna().all()
+    assert table["final_acc"].notna().all()
 
 
 def test_total_flops_is_sunk_plus_extra(store):
@@ -65,6 +90,7 @@ def test_a_study_without_cells_gives_empty_tables(tmp_path):
     assert cells_table(store, "bare").empty
     assert curves(store, "bare").empty
     assert trunk_curves(store, "bare").empty
+    assert family_curves(store, "bare").empty
 
 
 def test_an_unknown_study_is_named_together_with_the_known_ones(store):
@@ -129,6 +155,27 @@ def test_a_trunk_curve_runs_from_init_past_the_last_growth(store):
     assert points["flops"].min() >= 0
     assert points["flops"].max() > cells_table(store, "planted")["sunk_flops"].max()
     assert points["trunk_id"].nunique() == 1
+
+
+def test_family_curves_hold_each_probe_of_the_trunk_and_its_levels(store):
+    points = family_curves(store, "planted")
+    trunk = points["trunk_id"].iloc[0]
+    lines = [line for line in store.evals(trunk) if line["step"] <= 960]  # where continuing leaves it
+    assert len(points) == len(lines) * (1 + len(LEVELS) + sum(LEVELS.values()))
+    for line in lines:
+        at = points[points["step"] == line["step"]].set_index(["family", "level"])
+        assert at.loc[(ALL_FAMILIES, MEAN), "acc"] == line["acc"]
+        assert at.loc[("facts", MEAN), "se"] == line["families"]["facts"]["se"]
+        assert at.loc[("hops", "3"), "acc"] == line["families"]["hops"]["levels"]["3"]
+    assert np.allclose(points["flops"], points["f_c"] * F_C)
+
+
+def test_family_curves_read_the_studys_own_probe_and_without_one_the_full_suite(tmp_path):
+    root = plant(tmp_path, Effect(growth_steps=(100,)))
+    edit_cells(root, lambda row: row.update(probe_eval_id="newer0000000"))
+    assert family_curves(Store(root), "planted").empty
+    edit_evals(root, lambda line: line.update(suite="full", eval_id="full00000000"))
+    assert set(family_curves(Store(root), "planted")["source"]) == {"full"}
 
 
 def test_two_trunks_that_agree_are_no_better_measured_than_their_evaluations():

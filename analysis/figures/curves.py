@@ -30,7 +30,7 @@ from analysis.figures.style import (
 
 MAX_ARMS = 4
 _MAX_POINTS = 250
-_SMALL, _LARGE = 3, 6  # markers of the probe and of the full suite
+_SMALL, _LARGE = 3, 6  # markers of the probe, along the way, and of the full suite, at the end
 
 
 def loss_and_accuracy_by_sunk_flops(curves: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
@@ -80,11 +80,18 @@ def _caption(usable: pd.DataFrame, omitted: int) -> str:
     means = "Means over " if grown["replicate"].nunique() > 1 else ""
     return (
         "After growth: training loss (haze: each step; line: running mean) and accuracy. Colour: sunk "
-        f"FLOPs, 0 is scratch. {means}{of_trunks(grown)}. Small points: the probe, a part of the suite, "
-        "along the way; large points: the full suite just after growth, before the anneal and at the end. "
+        f"FLOPs, 0 is scratch. {means}{of_trunks(grown)}. Small points: the probe, a smaller suite, along "
+        f"the way; large points: the full suite{' at the end' if _full_at_the_end_alone(usable) else ''}. "
         "Bars: one standard error of the evaluation. The loss axis cuts off the start of scratch."
         + (f" {omitted} further arms are in cells.csv." if omitted else "")
     )
+
+
+def _full_at_the_end_alone(usable: pd.DataFrame) -> bool:
+    """Stores made before the probe was asked of every state have the full suite elsewhere too."""
+    ends = usable.groupby(["cell_id", "pair_id"])["extra_flops"].transform("max")
+    own = usable["kind"] != "continued"  # drawn at its end only
+    return bool((usable["extra_flops"] == ends)[own & (usable["source"] == "full")].all())
 
 
 def smooth(values: pd.Series) -> np.ndarray:

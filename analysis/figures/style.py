@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 # Okabe and Ito's eight colours, told apart with any colour vision; black is left to the controls.
 # The marker doubles the colour, so that ways of growing which are seldom compared may share one of the two.
@@ -38,6 +38,7 @@ _MORE_COLOURS = ("#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#009E73")
 _MORE_MARKERS = ("P", "X", "<", ">")
 _ON_DARK = {"#0072B2": "#56B4E9", "#56B4E9": "#0072B2"}  # the deep blue is hard to see on a dark page
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
+HAZE = "#56B4E9"  # single trunks and bands around their mean
 _DARK = {"page": "#16181d", "ink": "#e4e6eb", "grid": "#3a3f4a"}
 _LIGHT = {"page": "#ffffff", "ink": "#1f2328", "grid": "#dfe2e6"}
 
@@ -153,10 +154,14 @@ def flops_scale(*values: pd.Series) -> tuple[float, str]:
 
 
 def f_c_axis(axes: Axes, scale: float, f_c: float | None, label: str) -> None:
-    """A second x axis on top in units of F_c = 120·N_a² of the trunk."""
+    """A second x axis on top in units of F_c = 120·N_a² of the trunk, logarithmic if the first one is."""
     if f_c and np.isfinite(f_c):
         top = axes.secondary_xaxis("top", functions=in_f_c(scale, f_c))
-        top.xaxis.set_major_locator(MaxNLocator(6))
+        if axes.get_xscale() == "log":
+            top.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            top.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            top.xaxis.set_major_locator(MaxNLocator(6))
         top.set_xlabel(label)
         top.spines["top"].set_visible(True)
 

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from analysis.figures.curves import smooth
 from analysis.figures.style import (
+    HAZE,
     empty,
     f_c_axis,
     flops_scale,
@@ -17,7 +18,6 @@ from analysis.figures.style import (
     page,
 )
 
-_HAZE = "#56B4E9"
 _GROWTH = "#D55E00"
 _MAX_POINTS = 600
 
@@ -43,7 +43,7 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
     ):
         table = _lines(own, value, factor).assign(quantity=name)
         for trunk in set(ids) & set(table.columns):
-            axes.plot(table["flops"] / scale, table[trunk], color=_HAZE, linewidth=0.6, alpha=0.45)
+            axes.plot(table["flops"] / scale, table[trunk], color=HAZE, linewidth=0.6, alpha=0.45)
         axes.plot(table["flops"] / scale, table["mean"], color=ink(), linewidth=1.3)
         marked = np.interp(sunk, table["flops"], table["mean"]) if len(table) else np.full(len(sunk), np.nan)
         axes.plot(
@@ -63,7 +63,7 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
     measured = trunks[trunks["source"] == source]
     if len(ids) == 1:
         at, low, high = (measured["flops"] / scale, *_around(measured))
-        panels[1].fill_between(at, low, high, color=_HAZE, alpha=0.3, linewidth=0)
+        panels[1].fill_between(at, low, high, color=HAZE, alpha=0.3, linewidth=0)
     name = "probe" if source == "probe" else "full suite"
     panels[0].set_ylabel("training loss (nats per token)")
     panels[1].set_ylabel(f"accuracy of the {name} (%)")
@@ -75,7 +75,7 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
         else "Line: the mean over trunks (of the loss, its running mean); haze: each trunk"
     )
     part = (
-        f"probe, a part of the suite ({items(measured)})"
+        f"probe, a smaller suite ({items(measured)})"
         if source == "probe"
         else f"full suite ({items(measured)})"
     )

@@ -1,0 +1,161 @@
+"""A stored study as learning curves: one row per point, after growth, of the trunk, of a task family."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.lines import Measures, Metrics
+from analysis.table import cells_table, stored_rows
+from sweeps.store import Store
+
+ALL_FAMILIES, MEAN = "all families", "mean"
+_SCORES = ("family", "level", "acc", "se", "n", "chance")
+
+
+def curves(store: Store, study: str) -> pd.DataFrame:
+    """One row per training line and per evaluation of each cell, after growth, in order.
+
+    `extra_flops` counts from the growth; for scratch from its random init; for *continued* from the growth
+    of the cell in `pair_id`, once per arm and growth step that it serves. `loss` of source `train` is
+    the training loss, of `probe` and `full` the held-out loss; `acc` is NaN on training lines.
+    """
+    cells = _by_id(cells_table(store, study))
+    measures, metrics = Measures(store), Metrics(store)
+    parts = []
+    for row in stored_rows(store, study):
+        for pair in _pairs(cells, row["cell_id"]):
+            origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
+            part = _curve(row["path"], origin, measures, metrics)
+            if part is None:
+                continue
+            shown = cells[pair if row["kind"] == "continued" else row["cell_id"]]
+            part = part.assign(cell_id=row["cell_id"], kind=row["kind"], pair_id=pair)
+            for name in ("arm", "method", "growth_step", "sunk_flops", "replicate", "seed", "f_c"):
+                part[name] = shown[name]
+            parts.append(part)
+    names = ["cell_id", "kind", "pair_id", "arm", "method", "growth_step", "sunk_flops", "replicate", "seed"]
+    names += ["f_c", "trajectory_id", "phase", "step", "extra_flops", "source", "loss", "acc", "acc_se", "n"]
+    if not parts:
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
+    return pd.concat(parts, ignore_index=True)[names]
+
+
+def trunk_curves(store: Store, study: str) -> pd.DataFrame:
+    """One row per training line and evaluation of each trunk, from random init, with `flops` along it.
+
+    A trunk reaches as far as some cell's path used it, so that *continued* shows beyond the last growth.
+    """
+    cells = _by_id(cells_table(store, study))
+    measures, metrics = Measures(store), Metrics(store)
+    parts = []
+    for row, path in _trunks(store, study):
+        part = _curve([{**p, "phase": "stable"} for p in path], None, measures, metrics)
+        if part is not None:
+            part = part.rename(columns={"extra_flops": "flops"}).drop(columns="phase")
+            replicate = cells[row["cell_id"]]["replicate"]
+            parts.append(part.assign(trunk_id=row["trunk_id"], replicate=replicate))
+    names = ["trunk_id", "replicate", "trajectory_id", "step", "flops"]
+    names += ["source", "loss", "acc", "acc_se", "n"]
+    if not parts:
+        return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
+    return pd.concat(parts, ignore_index=True)[names]
+
+
+def family_curves(store: Store, study: str) -> pd.DataFrame:
+    """One row per evaluation of each trunk, family and level, with `flops` from random init and as `f_c`.
+
+    Evaluations are of the study's own probe, of its full suite where no trunk has one. The mean over a
+    family's levels is level "mean", that over families the family "all families"; levels have no `se`, `n`.
+    """
+    cells = _by_id(cells_table(store, study))
+    measures, trunks = Measures(store), list(_trunks(store, study))
+    for source, name in (("probe", "probe_eval_id"), ("full", "eval_id")):
+        rows = []
+        for row, path in trunks:
+            cell, offset = cells[row["cell_id"]], 0.0
+            of_trunk = {key: cell[key] for key in ("trunk_id", "replicate", "seed")} | {"source": source}
+            for p in path:
+                for line in measures.of_suite(p["trajectory_id"], source, row.get(name)):
+                    if p["from_step"] < line["step"] <= p["to_step"]:
+                        flops = offset + (line["step"] - p["from_step"]) * p["flops_per_step"]
+                        at = {"step": line["step"], "flops": flops, "f_c": flops / cell["f_c"]}
+                        rows += [of_trunk | at | score for score in _scores(line)]
+                offset += (p["to_step"] - p["from_step"]) * p["flops_per_step"]
+        if rows:
+            return pd.DataFrame(rows)
+    names = ["trunk_id", "replicate", "seed", "source", "step", "flops", "f_c", *_SCORES]
+    return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
+
+
+def _scores(line: dict[str, Any]) -> list[dict[str, Any]]:
+    """What one evaluation says of all families, of each and of its levels."""
+    whole = (ALL_FAMILIES, MEAN, line["acc"], line.get("acc_se"), line.get("n"), line.get("chance"))
+    rows = [whole]
+    for family, score in (line.get("families") or {}).items():
+        chance = score.get("chance")
+        rows.append((family, MEAN, score["acc"], score.get("se"), score.get("n"), chance))
+        levels = sorted((score.get("levels") or {}).items(), key=lambda pair: int(pair[0]))
+        rows += [(family, level, acc, None, None, chance) for level, acc in levels]
+    found = [dict(zip(_SCORES, row, strict=True)) for row in rows]
+    return [row | {name: _number(row[name]) for name in _SCORES[2:]} for row in found]
+
+
+def _trunks(store: Store, study: str) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Of each trunk the cell whose path follows it farthest, and that part of the path."""
+    longest: dict[str, tuple[float, dict[str, Any], list[dict[str, Any]]]] = {}
+    for row in stored_rows(store, study):
+        path = [part for part in row["path"] if part["phase"] == "trunk"]
+        flops = sum((p["to_step"] - p["from_step"]) * p["flops_per_step"] for p in path)
+        if flops > longest.get(row["trunk_id"], (0.0, {}, []))[0]:
+            longest[row["trunk_id"]] = (flops, row, path)
+    return [(row, path) for _, (_, row, path) in sorted(longest.items())]
+
+
+def _by_id(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {str(row["cell_id"]): {str(k): v for k, v in row.items()} for row in cells.to_dict("records")}
+
+
+def _pairs(cells: dict[str, dict[str, Any]], cell_id: str) -> list[str]:
+    """Itself; for a *continued* cell the first cell it serves of each arm at each growth step."""
+    if cells[cell_id]["kind"] != "continued":
+        return [cell_id]
+    first: dict[tuple[str, float], str] = {}
+    for pair in cells[cell_id]["control_of"].split():
+        first.setdefault((cells[pair]["arm"], cells[pair]["sunk_flops"]), pair)
+    return list(first.values())
+
+
+def _curve(
+    path: list[dict[str, Any]], origin_flops: float | None, measures: Measures, metrics: Metrics
+) -> pd.DataFrame | None:
+    """The points of one path after its growth, or after `origin_flops` where that is given."""
+    offset, parts = 0.0, []
+    if origin_flops is not None:
+        offset = -origin_flops
+    for p in path:
+        trajectory, low, high = p["trajectory_id"], p["from_step"], p["to_step"]
+        if origin_flops is not None or p["phase"] != "trunk":
+            trained = metrics.within(p)
+            lines = [e for e in measures.of(trajectory) if low <= e["step"] <= high]
+            steps = np.concatenate([trained[:, 0], [float(e["step"]) for e in lines]])
+            part = {
+                "trajectory_id": trajectory,
+                "phase": p["phase"],
+                "step": steps,
+                "extra_flops": offset + (steps - low) * p["flops_per_step"],
+                "source": ["train"] * len(trained) + [e["suite"] for e in lines],
+                "loss": np.concatenate([trained[:, 1], [_number(e["loss"]) for e in lines]]),
+            }
+            blank = np.full(len(trained), np.nan)
+            for name in ("acc", "acc_se", "n"):
+                part[name] = np.concatenate([blank, [_number(e[name]) for e in lines]])
+            frame = pd.DataFrame(part)
+            parts.append(frame[frame["extra_flops"] >= 0])
+        if origin_flops is not None or p["phase"] != "trunk":
+            offset += (high - low) * p["flops_per_step"]
+    return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)

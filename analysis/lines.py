@@ -1,0 +1,53 @@
+"""The lines that trajectories left in the store; each file is read once."""
+
+from typing import Any
+
+import numpy as np
+
+from sweeps.store import Store
+
+
+class Measures:
+    """The evaluations of a trajectory by (suite, eval_id, step)."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.lines: dict[str, list[dict[str, Any]]] = {}
+
+    def at(self, state: Any, suite: str, eval_id: str | None) -> dict[str, Any]:
+        """The last one asked of a state; {} if there is none."""
+        if not state:
+            return {}
+        trajectory, step = state
+        found = [line for line in self.of_suite(trajectory, suite, eval_id) if line["step"] == step]
+        return found[-1] if found else {}
+
+    def of_suite(self, trajectory: str, suite: str, eval_id: str | None) -> list[dict[str, Any]]:
+        """Those of just these questions; of rows without an id, of the suite of that name."""
+        key, value = ("eval_id", eval_id) if eval_id else ("suite", suite)
+        return [line for line in self.of(trajectory) if line[key] == value]
+
+    def of(self, trajectory: str) -> list[dict[str, Any]]:
+        if trajectory not in self.lines:
+            self.lines[trajectory] = self.store.evals(trajectory)
+        return self.lines[trajectory]
+
+
+class Metrics:
+    """(step, loss) of each trajectory as arrays."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def of(self, trajectory: str) -> np.ndarray:
+        if trajectory not in self.arrays:
+            lines = self.store.metrics(trajectory)
+            pairs = [(line["step"], line["loss"]) for line in lines]
+            self.arrays[trajectory] = np.array(pairs, dtype=float).reshape(len(pairs), 2)
+        return self.arrays[trajectory]
+
+    def within(self, part: dict[str, Any]) -> np.ndarray:
+        """Those of one part of a path."""
+        lines = self.of(part["trajectory_id"])
+        return lines[(lines[:, 0] > part["from_step"]) & (lines[:, 0] <= part["to_step"])]
