@@ -181,7 +181,7 @@ class Arithmetic(Family):
 
 
 class Recall(Family):
-    """`recall: (<key> <value>)* ? (<key> <value>)*`: what was paired before is paired again. Levels: pairs.
+    """`recall: (<from a> <to b>)* ? (<from a> <to b>)*`: what was paired is paired again. Levels: pairs.
 
     An item has one question, about pairs that never open a document in training.
     """
@@ -205,23 +205,25 @@ class Recall(Family):
     def _pair(self, draws: Draws, level: np.ndarray, num_queries: int) -> Documents:
         c, start = self.config, self.start
         n, rows = len(level), np.arange(len(level))[:, None]
-        symbols = start["symbols"] + draws.orders(n, c.num_symbols)[:, : 2 * c.max_pairs]
+        words = draws.orders(n, c.num_places)[:, : 2 * c.max_pairs]
+        words += np.tile([start["from"], start["to"]], c.max_pairs)
         asked = _order_of_first(draws, level, c.max_pairs)[:, :num_queries]
         tokens = np.zeros((n, 2 + 2 * c.max_pairs + 2 * num_queries), np.uint16)
         tokens[:, 0] = self.mark
         here = np.arange(2 * c.max_pairs) < 2 * level[:, None]
-        tokens[:, 1 : 1 + 2 * c.max_pairs] = symbols * here
+        tokens[:, 1 : 1 + 2 * c.max_pairs] = words * here
         tokens[rows[:, 0], 1 + 2 * level] = start["ask"]
         query = 2 + 2 * level[:, None] + 2 * np.arange(num_queries)
-        tokens[rows, query] = symbols[rows, 2 * asked]
-        tokens[rows, query + 1] = symbols[rows, 2 * asked + 1]
+        tokens[rows, query] = words[rows, 2 * asked]
+        tokens[rows, query + 1] = words[rows, 2 * asked + 1]
         return Documents(tokens, 2 + 2 * (level + num_queries), level)
 
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
-        """All symbols of the context's pairs."""
+        """Arrivals at all places of the context."""
         most = 2 * self.config.max_pairs
-        here = np.arange(most) < 2 * documents.level[:, None]
-        return np.where(here, documents.tokens[:, 1 : 1 + most].astype(np.int64), -1)
+        words = documents.tokens[:, 1 : 1 + most].astype(np.int64)
+        words[:, ::2] += self.start["to"] - self.start["from"]
+        return np.where(np.arange(most) < 2 * documents.level[:, None], words, -1)
 
 
 class Hops(Family):

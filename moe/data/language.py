@@ -43,13 +43,13 @@ class WorldConfig:
     modulus: int
     max_operand: int
     max_operators: int
+    # Recall and hops
+    num_places: int
     # Recall
-    num_symbols: int
     min_pairs: int
     max_pairs: int
     recall_queries: int
     # Hops
-    num_places: int
     min_cycle: int
     max_cycle: int
     cycle_zipf: float
@@ -94,7 +94,7 @@ class WorldConfig:
         self._between("modulus", NUM_CHOICES, None, "an item has four choices")
         self._between("max_operand", 1, self.modulus - 1, "operands are residues")
         self._between("min_pairs", 2, self.max_pairs, "an item has four choices from its context")
-        self._between("max_pairs", 2, self.num_symbols // 2, "keys and values differ")
+        self._between("max_pairs", 2, self.num_places // 2, "no place is in two pairs")
         self._between("recall_queries", 1, self.min_pairs, "a key is asked for once")
         self._between("min_cycle", 2, self.max_cycle, "a cycle of one leads nowhere")
         self._between("max_cycle", NUM_CHOICES, self.num_places, "an item has four choices from its cycle")
@@ -127,7 +127,6 @@ def vocabulary(c: WorldConfig) -> tuple[list[str], dict[str, int]]:
         "marks": [f"{name}:" for name in FAMILIES],
         "digits": [str(i) for i in range(c.modulus)],
         "operators": ["+", "-", "="],
-        "symbols": [f"@{i}" for i in range(c.num_symbols)],
         "from": [f"#{i}" for i in range(c.num_places)],
         "to": [f">{i}" for i in range(c.num_places)],
         "ask": ["?"],
