@@ -317,7 +317,7 @@ def test_every_field_is_part_of_the_identity(config):
         ({"max_hops": 9}, "must not close the cycle"),
         ({"min_cycle": 1}, r"data.min_cycle=1 must be in 2..6"),
         ({"max_cycle": 3, "min_cycle": 3}, r"data.max_cycle=3 must be in 4..16"),
-        ({"max_pairs": 20}, "keys and values differ"),
+        ({"max_pairs": 20}, "no place is in two pairs"),
         ({"num_classes": 1}, "each class needs a noun"),
         ({"sharefacts": 1.0}, "unknown key data.sharefacts"),
         ({"source": "wiki"}, "data.source=wiki is not a choice; choose one of huggingface, text, world"),
