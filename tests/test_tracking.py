@@ -69,7 +69,8 @@ def test_an_offline_mirror_holds_the_points_of_the_store_and_publishing_again_ad
     assert publish(store, "adhoc", OFFLINE) == 0
 
     # A new suite on stored states trains nothing and is published, though its steps lie behind the others.
-    run_study([tiny.mapping(launch__store="store", controls=[], evaluate__items=20)])
+    asked = {"evaluate__items": 20, "evaluate__probe_items": 10}
+    run_study([tiny.mapping(launch__store="store", controls=[], **asked)])
     assert publish(store, "adhoc", OFFLINE) == 3
     newest = max((tmp_path / "wandb").glob(f"offline-run-*-{trunk.id}"), key=lambda f: f.stat().st_mtime_ns)
     steps = [
