@@ -178,11 +178,10 @@ def _asked(data: Data, questions: Questions, seq_len: int, device: str) -> _Aske
 def _groups(items: list[Items]) -> Iterator[np.ndarray]:
     """Places of items that go together: of one shape, of like length, about `_TOKENS` tokens in all."""
     length = np.concatenate([family.context_length for family in items])
-    shape = np.concatenate([np.full(len(f), f.choices.shape[1] * 1000 + f.choices.shape[2]) for f in items])
-    for same in np.unique(shape):
-        num_choices, num_tokens = divmod(int(same), 1000)
+    shape = np.concatenate([np.tile(family.choices.shape[1:], (len(family), 1)) for family in items])
+    for num_choices, num_tokens in np.unique(shape, axis=0).tolist():
         passes = 1 if num_tokens == 1 else num_choices
-        found = np.flatnonzero(shape == same)
+        found = np.flatnonzero((shape == [num_choices, num_tokens]).all(axis=1))
         found = found[np.argsort(length[found], kind="stable")]
         while len(found):
             longest = np.arange(1, len(found) + 1) * (length[found] + num_tokens - 1) * passes

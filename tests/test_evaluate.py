@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from moe.config import EvaluateConfig, ModelConfig
 from moe.data import Items, Questions, data_identity, open_data, parse_data
 from moe.data.language import FAMILIES
-from moe.evaluate import evaluate, suite_of
+from moe.evaluate import _summary, evaluate, suite_of
 from moe.model import MoETransformer
 from moe.plain import parse, to_plain
 
@@ -159,6 +159,26 @@ def test_the_mean_weighs_families_and_levels_alike_and_its_error_is_binomial(wor
             math.sqrt(family["acc"] * (1 - family["acc"]) / family["n"]), rel=0.2
         )
     assert result["acc_se"] == pytest.approx(math.sqrt(sum(f["se"] ** 2 for f in families)) / 5)
+
+
+def test_a_summary_is_what_is_counted_by_hand():
+    """Level 0: two of three right; level 1: one of one. Two choices; the first is always the right one."""
+    items = Items(
+        family="one",
+        context=np.zeros((4, 1), np.int64),
+        context_length=np.ones(4, np.int64),
+        choices=np.zeros((4, 2, 1), np.int64),
+        answer=np.zeros(4, np.int64),
+        level=np.array([0, 0, 0, 1]),
+    )
+    score_NC = np.log([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
+    found = _summary(items, score_NC, 1.5)
+    assert found["acc"] == pytest.approx((2 / 3 + 1) / 2)
+    assert found["acc_above_chance"] == pytest.approx(2 * (2 / 3 + 1) / 2 - 1)
+    assert found["prob_right"] == pytest.approx(((0.9 + 0.6 + 0.2) / 3 + 0.7) / 2)
+    assert found["se"] == pytest.approx(math.sqrt(2 / 3 * (1 / 3) / 3) / 2)
+    assert (found["n"], found["chance"], found["loss"]) == (4, 0.5, 1.5)
+    assert found["levels"] == pytest.approx({"0": 2 / 3, "1": 1.0})
 
 
 def test_evaluating_twice_is_the_same_plain_json_and_leaves_the_model_alone(world):

@@ -168,7 +168,18 @@ def test_a_dataset_of_the_hub_is_known_by_its_commit(monkeypatch):
     assert identity_of("some/dataset", revision=COMMIT) == newest
     assert len(asked) == 2  # a commit is what it is
     assert (newest["name"], newest["revision"]) == ("some/dataset", COMMIT)
-    assert identity_of("some/dataset", split="test") != newest != identity_of("some/dataset", config="en")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("config", "en"), ("split", "test"), ("text_field", "body"), ("max_documents", 7)),
+        *(("held_out_fraction", 0.1), ("vocab_size", 300), ("tokenizer", "bpe"), ("name", "another/dataset")),
+    ],
+)
+def test_every_field_of_a_dataset_changes_its_identity(field, value):
+    given = {"name": "some/dataset", "revision": COMMIT, "vocab_size": 299}
+    assert identity_of(**{**given, field: value}) != identity_of(**given)
 
 
 def test_an_unknown_dataset_of_the_hub_is_refused(monkeypatch):
@@ -193,8 +204,10 @@ def test_a_prepared_dataset_of_a_given_commit_needs_no_hub(rows, tmp_path, monke
         prepare_data(config, identity, corpora, lambda *_: None)
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     monkeypatch.setattr(HfApi, "dataset_info", lambda *_, **__: SimpleNamespace(sha=COMMIT))
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **more: asked.append(more) or stream)
     prepare_data(config, identity, corpora, lambda *_: None)
+    assert [more["revision"] for more in asked] == [COMMIT]
     monkeypatch.undo()
     prepare_data(config, identity, corpora, lambda *_: pytest.fail("prepared again"))
     assert sorted(read(open_data(identity, corpora))) == sorted(texts())

@@ -385,7 +385,29 @@ def test_a_bpe_is_trained_on_the_training_documents_alone_in_whatever_order_they
     kept = {text[:3] for text in documents_in(data, "train") if text[2] == "q"}
     vocabulary = SubwordTokenizer(corpus_folder(corpora, identity) / "tokenizer.json")._inner.get_vocab()
     assert 0 < len(kept) < 10
-    assert {name for name in vocabulary if len(name) == 3 and name[0] + name[2] == "zq"} <= kept
+    learnt = {name.lstrip("Ġ") for name in vocabulary}
+    learnt = {name for name in learnt if len(name) == 3 and name[0] + name[2] == "zq"}
+    assert learnt
+    assert learnt <= kept
+
+
+def test_a_corpus_with_few_places_is_asked_each_once_and_no_more(tmp_path, corpora):
+    for i in range(40):
+        letters = np.random.default_rng(i).integers(97, 123, 63)
+        (tmp_path / f"{i}.txt").write_bytes(bytes(letters.tolist()))
+    data = open_data(prepared(tmp_path, corpora, held_out_fraction=0.2)[0], str(corpora))
+    (items,) = data.items(tiny.questions(1000, "text"))
+    assert 4 < len(items) < 100
+    assert len({tuple(row) for row in items.context.tolist()}) == len(items)
+
+
+def test_a_tokenizer_that_drops_merges_is_refused(tmp_path, corpora, corpus):
+    identity, _ = prepared(corpus, corpora, tokenizer="bpe", vocab_size=300)
+    plain = json.loads((corpus_folder(corpora, identity) / "tokenizer.json").read_text())
+    plain["model"]["dropout"] = 0.1
+    (tmp_path / "drops.json").write_text(json.dumps(plain))
+    with pytest.raises(ValueError, match=r"has a dropout of 0.1: no text has the same ids twice"):
+        prepared(corpus, corpora, tokenizer=str(tmp_path / "drops.json"), vocab_size=300)
 
 
 def test_the_sample_is_bounded_and_the_same_in_any_order(monkeypatch):

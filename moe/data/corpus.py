@@ -9,7 +9,7 @@ import numpy as np
 
 from moe.data.draws import Draws
 from moe.data.items import Items, Questions
-from moe.data.permutation import epoch_order
+from moe.data.permutation import Permutation, epoch_order
 from moe.data.shards import Prepared, open_prepared
 from moe.data.tokenizer import Tokenizer, open_tokenizer
 from moe.plain import check, digest
@@ -85,11 +85,13 @@ class Corpus:
     def items(self, questions: Questions) -> list[Items]:
         """A held-out context and four continuations, its own and three from other held-out documents.
 
-        Documents are drawn by the number of places they offer; the four continuations differ. One level, 0.
+        Each item is cut from another place, all places alike; fewer items if there are fewer. The four
+        continuations differ. One level, 0.
         """
-        num_items, shown = questions.num_items, questions.context_length
-        draws = Draws("items", self._key, num_items)
+        shown = questions.context_length
+        draws = Draws("items", self._key, questions.num_items)
         contexts, choices = self._drawn(questions, draws)
+        num_items = len(contexts)
         order = draws.orders(num_items, NUM_CHOICES)
         return [
             Items(
@@ -106,21 +108,23 @@ class Corpus:
         """Contexts [N, L] and choices [N, C, K], the right one first."""
         shown, asked = questions.context_length, questions.continuation_length
         places = self._places(shown + asked)
-        contexts = np.empty((questions.num_items, shown), np.int64)
-        choices = np.empty((questions.num_items, NUM_CHOICES, asked), np.int64)
+        order = Permutation(places.total, "items", self._key)
+        num_items = min(questions.num_items, places.total)
+        contexts = np.empty((num_items, shown), np.int64)
+        choices = np.empty((num_items, NUM_CHOICES, asked), np.int64)
         tries = 0
-        for context, options in zip(contexts, choices, strict=True):
-            document, tokens = places.draw(draws)
+        for place, context, options in zip(order(np.arange(num_items)), contexts, choices, strict=True):
+            document, tokens = places.at(int(place))
             context[:], options[0] = tokens[:shown], tokens[shown:]
             found = 1
             while found < NUM_CHOICES:
                 tries += 1
                 check(
-                    tries <= 100 * NUM_CHOICES * questions.num_items,
+                    tries <= 100 * NUM_CHOICES * num_items,
                     f"{self._where}: they repeat themselves too much for four different continuations of "
                     f"evaluate.continuation_length={asked}; give more varied text",
                 )
-                other, tokens = places.draw(draws)
+                other, tokens = places.at(int(draws.below(places.total, 1)[0]))
                 differs = not (options[:found] == tokens[shown:]).all(axis=1).any()
                 if other != document and differs:
                     options[found] = tokens[shown:]
@@ -154,9 +158,12 @@ class _Places:
     def __len__(self) -> int:
         return len(self._starts)
 
-    def draw(self, draws: Draws) -> tuple[int, np.ndarray]:
-        """A document's number and its tokens there."""
-        place = int(draws.below(int(self._behind[-1]), 1)[0])
+    @property
+    def total(self) -> int:
+        return int(self._behind[-1])
+
+    def at(self, place: int) -> tuple[int, np.ndarray]:
+        """A document's number and its tokens at one of the `total` places."""
         document = int(np.searchsorted(self._behind, place, side="right"))
         behind = int(self._behind[document - 1]) if document else 0
         first = int(self._starts[document]) + place - behind

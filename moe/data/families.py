@@ -10,7 +10,7 @@ import numpy as np
 
 from moe.data.draws import Draws, zipf
 from moe.data.family import Documents, Family
-from moe.data.language import WorldConfig
+from moe.data.language import NUM_CHOICES, WorldConfig
 
 _TEMPLATE_ORDERS = np.array([[2, 0, 1, 3], [2, 3, 0, 1], [0, 1, 2, 3]])  # 0, 1 = the name; 2, 3 = its words
 
@@ -27,10 +27,9 @@ class Facts(Family):
     mean_length = 6.0
 
     def __init__(self, config: WorldConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, range(2 * config.num_strata))
         self.held_out_fraction = self.training_fraction = 1.0
         c, draws = config, Draws("facts", config.world_seed)
-        self.levels = range(2 * c.num_strata)
         self._name = draws.orders(1, c.num_first_names * c.num_last_names)[0, : c.num_entities]
         self._value = draws.below(c.num_values, c.num_entities, c.num_relations)
         self._held_template = draws.below(c.num_templates, c.num_entities, c.num_relations)
@@ -47,7 +46,7 @@ class Facts(Family):
         first, last = self.stratum(level % c.num_strata)
         seen = np.full(num, level < c.num_strata)
         entity = first + draws.below(last - first, num)
-        return self._different(self._tell(draws, entity, np.full(num, level), seen=seen))
+        return self.different(self._tell(draws, entity, np.full(num, level), seen=seen))
 
     def stratum(self, stratum: int) -> tuple[int, int]:
         """The ranks of the entities in a stratum: from the first to before the last."""
@@ -92,34 +91,44 @@ class Facts(Family):
 class Grammar(Family):
     """`grammar: the <noun> (near <noun>)? the <noun> … <verb> <verb>`: the last noun's verb comes first.
 
-    `level` clauses are nested in the main one, whose verb ends the document and agrees with its noun in
-    class and number. Frequent nouns are met more often in training, but all are asked for alike.
+    A verb agrees with its noun in class and number. Levels: of documents, the clauses nested in the main one;
+    of items, which end with the verb of any clause, those nested in that clause. Frequent nouns are met more
+    often in training, but all are asked for alike. The split goes by the clauses, without their verbs.
     """
 
     name = "grammar"
 
     def __init__(self, config: WorldConfig) -> None:
-        super().__init__(config)
-        self.levels = range(config.max_depth + 1)
+        super().__init__(config, range(config.max_depth + 1))
         draws = Draws("grammar", config.world_seed)
         self._noun_class = draws.orders(1, config.num_nouns)[0] % config.num_classes
         self._noun_share = zipf(config.num_nouns, config.noun_zipf)
         self.mean_length = 5.0 + 4 * self.mean_level
 
     def make(self, draws: Draws, level: np.ndarray) -> Documents:
-        return self._nest(draws, level, self._nouns(draws, len(level)))
+        nothing = np.zeros_like(level)
+        return self._nest(draws, level, nothing, self._nouns(draws, len(level)), level)
 
     def make_item(self, draws: Draws, level: np.ndarray) -> Documents:
-        noun = self._nouns(draws, len(level))
-        noun[:, 0, 0] = draws.below(self.config.num_nouns, len(level))
-        return self._nest(draws, level, noun)
+        c, n = self.config, len(level)
+        outer = draws.below(c.max_depth + 1 - level, n)  # clauses around the one that is asked for
+        noun = self._nouns(draws, n)
+        noun[np.arange(n), outer, 0] = draws.below(c.num_nouns, n)
+        return self._nest(draws, outer + level, outer, noun, level)
+
+    def key(self, documents: Documents) -> np.ndarray:
+        is_verb = documents.tokens >= self.start["verbs"]  # the last words of the vocabulary
+        return documents.tokens * (np.cumsum(is_verb, axis=1) == 0)
 
     def _nouns(self, draws: Draws, num: int) -> np.ndarray:
         """Of each clause the subject and a neighbour, the main clause first: [num, clauses, 2]."""
         size = self.config.max_depth + 1
         return draws.weighted(self._noun_share, num * size * 2).reshape(num, size, 2)
 
-    def _nest(self, draws: Draws, level: np.ndarray, noun: np.ndarray) -> Documents:
+    def _nest(
+        self, draws: Draws, last: np.ndarray, told: np.ndarray, noun: np.ndarray, level: np.ndarray
+    ) -> Documents:
+        """Clauses 0 to `last`, then their verbs, from that of the last back to that of clause `told`."""
         c, start = self.config, self.start
         n, size = len(level), c.max_depth + 1
         number = draws.below(2, n, size, 2)
@@ -129,12 +138,13 @@ class Grammar(Family):
         clauses[..., 1] = start["nouns"] + 2 * noun + number
         verbs = draws.below(c.num_verbs, n, size) * c.num_classes + self._noun_class[noun[..., 0]]
         verbs = start["verbs"] + 2 * verbs + number[..., 0]
-        here = np.arange(size) <= level[:, None]
+        here = np.arange(size) <= last[:, None]
+        has_verb = here & (np.arange(size) >= told[:, None])
         has_neighbour = here & (draws.below(2, n, size) == 1)
         mark = np.full((n, 1), self.mark)
         tokens = np.concatenate([mark, _flat(clauses), verbs[:, ::-1]], axis=1).astype(np.uint16)
         clause = _flat(np.stack([here, here, has_neighbour, has_neighbour], axis=2))
-        keep = np.concatenate([np.ones((n, 1), bool), clause, here[:, ::-1]], axis=1)
+        keep = np.concatenate([np.ones((n, 1), bool), clause, has_verb[:, ::-1]], axis=1)
         return Documents(*_close_up(tokens, keep), level)
 
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
@@ -149,13 +159,15 @@ class Grammar(Family):
 
 
 class Arithmetic(Family):
-    """`arithmetic: 3 + 4 - 2 = 5` in the modulus, from left to right. Levels: operators."""
+    """`arithmetic: 3 + 4 - 2 = 5` in the modulus, from left to right. Levels: operators.
+
+    The split goes by the signed numbers, in whatever order.
+    """
 
     name = "arithmetic"
 
     def __init__(self, config: WorldConfig) -> None:
-        super().__init__(config)
-        self.levels = range(1, config.max_operators + 1)
+        super().__init__(config, range(1, config.max_operators + 1))
         self.mean_length = 4.0 + 2 * self.mean_level
 
     def make(self, draws: Draws, level: np.ndarray) -> Documents:
@@ -174,23 +186,37 @@ class Arithmetic(Family):
         tokens[rows, 3 + 2 * level] = start["digits"] + value
         return Documents(tokens, 4 + 2 * level, level)
 
+    def key(self, documents: Documents) -> np.ndarray:
+        most = self.config.max_operators
+        signs = documents.tokens[:, 2 : 2 + 2 * most : 2].astype(np.int64) - self.start["operators"]
+        numbers = documents.tokens[:, 1 : 2 + 2 * most : 2].astype(np.int64) - self.start["digits"]
+        signed = 1 + numbers
+        signed[:, 1:] += self.config.modulus * signs
+        here = np.arange(most + 1) <= documents.level[:, None]
+        return np.sort(signed * here, axis=1)
+
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
-        """All residues."""
-        modulus = self.config.modulus
-        return np.broadcast_to(self.start["digits"] + np.arange(modulus), (len(right), modulus))
+        """Four neighbouring residues, one to three apart, the right one at any place among them."""
+        n, modulus = len(right), self.config.modulus
+        gaps = 1 + draws.below(min(3, (modulus - 1) // 3), n, NUM_CHOICES - 1)
+        offset = np.concatenate([np.zeros((n, 1), np.int64), np.cumsum(gaps, axis=1)], axis=1)
+        offset -= np.take_along_axis(offset, draws.below(NUM_CHOICES, n, 1), axis=1)
+        first = self.start["digits"]
+        return first + (right[:, None] - first + offset) % modulus
 
 
 class Recall(Family):
     """`recall: (<from a> <to b>)* ? (<from a> <to b>)*`: what was paired is paired again. Levels: pairs.
 
-    An item has one question, about pairs that never open a document in training.
+    An item has one question, about enough pairs for four different answers. The split goes by the pairs, in
+    whatever order.
     """
 
     name = "recall"
 
     def __init__(self, config: WorldConfig) -> None:
-        super().__init__(config)
-        self.levels = range(config.min_pairs, config.max_pairs + 1)
+        super().__init__(config, range(config.min_pairs, config.max_pairs + 1))
+        self.item_levels = range(max(config.min_pairs, NUM_CHOICES), config.max_pairs + 1)
         self.mean_length = 2.0 + 2 * self.mean_level + 2 * config.recall_queries
 
     def make(self, draws: Draws, level: np.ndarray) -> Documents:
@@ -199,8 +225,8 @@ class Recall(Family):
     def make_item(self, draws: Draws, level: np.ndarray) -> Documents:
         return self._pair(draws, level, 1)
 
-    def given(self, documents: Documents) -> np.ndarray:
-        return np.arange(documents.tokens.shape[1]) <= 2 * documents.level[:, None]
+    def key(self, documents: Documents) -> np.ndarray:
+        return _pairs_in_order(documents.tokens, documents.level, self.config.max_pairs)
 
     def _pair(self, draws: Draws, level: np.ndarray, num_queries: int) -> Documents:
         c, start = self.config, self.start
@@ -219,26 +245,24 @@ class Recall(Family):
         return Documents(tokens, 2 + 2 * (level + num_queries), level)
 
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
-        """Arrivals at all places of the context."""
-        most = 2 * self.config.max_pairs
-        words = documents.tokens[:, 1 : 1 + most].astype(np.int64)
-        words[:, ::2] += self.start["to"] - self.start["from"]
-        return np.where(np.arange(most) < 2 * documents.level[:, None], words, -1)
+        """Where the pairs of the context arrive."""
+        most = self.config.max_pairs
+        arrivals = documents.tokens[:, 2 : 2 + 2 * most : 2].astype(np.int64)
+        return np.where(np.arange(most) < documents.level[:, None], arrivals, -1)
 
 
 class Hops(Family):
     """`hops: (<from a> <to next of a>)* (hop<k> <from a> <to k-th after a>)*` along one cycle. Levels: k.
 
     A place has two words, one to leave from and one to arrive at. Every place of the cycle is asked for, the
-    last time with k = level. Cycles are short more often than long. An item has one question about a cycle
-    of the greatest length, whose pairs never open a document in training.
+    last time with k = level. Cycles are short more often than long; an item has one question about a cycle of
+    the greatest length. The split goes by the pairs, in whatever order.
     """
 
     name = "hops"
 
     def __init__(self, config: WorldConfig) -> None:
-        super().__init__(config)
-        self.levels = range(1, config.max_hops + 1)
+        super().__init__(config, range(1, config.max_hops + 1))
         self.level_zipf = config.hops_zipf
         self._cycle_share = zipf(config.max_cycle - config.min_cycle + 1, config.cycle_zipf)
         share = np.diff(self._cycle_share, prepend=0)
@@ -252,9 +276,10 @@ class Hops(Family):
         size = np.full(len(level), self.config.max_cycle)
         return self._walk(draws, level, size, np.ones_like(size))
 
-    def given(self, documents: Documents) -> np.ndarray:
+    def key(self, documents: Documents) -> np.ndarray:
         question = documents.tokens - self.start["hops"] < self.config.max_hops  # unsigned: below wraps round
-        return np.cumsum(question, axis=1) == 0
+        size = (np.argmax(question, axis=1) - 1) // 2
+        return _pairs_in_order(documents.tokens, size, self.config.max_cycle)
 
     def _walk(self, draws: Draws, level: np.ndarray, size: np.ndarray, num_queries: np.ndarray) -> Documents:
         c, start = self.config, self.start
@@ -274,8 +299,10 @@ class Hops(Family):
         return Documents(*_close_up(tokens.astype(np.uint16), np.concatenate(keep, axis=1)), level)
 
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
-        """The places of the cycle."""
-        return documents.tokens[:, 2 : 2 + 2 * self.config.max_cycle : 2].astype(np.int64)
+        """The places of the cycle but the start, where no item leads."""
+        places = documents.tokens[:, 2 : 2 + 2 * self.config.max_cycle : 2].astype(np.int64)
+        start = documents.tokens[np.arange(len(right)), documents.length - 2].astype(np.int64)
+        return np.where(places == start[:, None] - self.start["from"] + self.start["to"], -1, places)
 
 
 def families_of(config: WorldConfig) -> Sequence[Family]:
@@ -288,6 +315,12 @@ def _order_of_first(draws: Draws, size: np.ndarray, most: int) -> np.ndarray:
     """Per row a random order of 0..size-1, then the rest of 0..most-1: [n, most]."""
     late = 2.0 * (np.arange(most) >= size[:, None])
     return np.argsort(draws.uniform(len(size), most) + late, axis=1, kind="stable")
+
+
+def _pairs_in_order(tokens: np.ndarray, num_pairs: np.ndarray, most: int) -> np.ndarray:
+    """The pairs after the mark, one number each, sorted: [n, most]."""
+    first, second = (tokens[:, i : i + 2 * most : 2].astype(np.int64) for i in (1, 2))
+    return np.sort((first << 16 | second) * (np.arange(most) < num_pairs[:, None]), axis=1)
 
 
 def _close_up(tokens: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

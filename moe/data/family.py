@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moe.data.draws import Draws, zipf
-from moe.data.language import FAMILIES, WorldConfig, vocabulary
+from moe.data.language import FAMILIES, MAX_LENGTH, WorldConfig, vocabulary
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,22 +26,23 @@ class Documents:
 class Family:
     """One kind of document, its levels, and which of its documents are held out of training.
 
-    Held out is every document whose hash, taken without what is asked of it, falls below
-    `held_out_fraction` (facts have a rule of their own). `world_seed` fixes the hash.
+    Held out is every document whose `key`, hashed, falls below `held_out_fraction` (facts have a rule of
+    their own). `world_seed` fixes the hash.
     """
 
     name: str
-    levels: range
+    levels: range  # of documents
+    item_levels: range  # of items, where they differ
     mean_length: float  # expected tokens of a document as `make` makes them at random levels
 
-    def __init__(self, config: WorldConfig) -> None:
-        self.config = config
+    def __init__(self, config: WorldConfig, levels: range) -> None:
+        self.config, self.levels, self.item_levels = config, levels, levels
         self.level_zipf = config.level_zipf
         self.held_out_fraction = config.held_out_fraction  # of what is made, the part `held_out` keeps ...
         self.training_fraction = 1.0 - config.held_out_fraction  # ... and the part `training` keeps
         self.words, self.start = vocabulary(config)
         self.mark = self.start["marks"] + FAMILIES.index(self.name)
-        self._hash_weight = Draws("hash", config.world_seed).raw(256) | np.uint64(1)
+        self._hash_weight = Draws("hash", config.world_seed).raw(MAX_LENGTH) | np.uint64(1)
 
     # -- what a family defines ---------------------------------------------------------------------------
 
@@ -57,9 +58,9 @@ class Family:
         """Documents that items are made of."""
         return self.make(draws, level)
 
-    def given(self, documents: Documents) -> np.ndarray:
-        """Which tokens the split goes by: [n, W]; here all but the answer."""
-        return np.arange(documents.tokens.shape[1]) < documents.length[:, None] - 1
+    def key(self, documents: Documents) -> np.ndarray:
+        """What the split goes by, equal where documents say the same: [n, W]; here all but the answer."""
+        return documents.tokens * (np.arange(documents.tokens.shape[1]) < documents.length[:, None] - 1)
 
     # -- the split ---------------------------------------------------------------------------------------
 
@@ -76,7 +77,12 @@ class Family:
     def at_level(self, draws: Draws, level: int, num: int) -> Documents:
         """Different held-out documents of one level, of `num` that were made, for items."""
         documents = self.make_item(draws, np.full(num, level))
-        return self._different(documents[self._is_held_out(documents)])
+        return self.different(documents[self._is_held_out(documents)])
+
+    def different(self, documents: Documents) -> Documents:
+        """The first of each key, in their order."""
+        _, first = np.unique(self._hash(documents), return_index=True)
+        return documents[np.sort(first)]
 
     def random_levels(self, draws: Draws, num: int) -> np.ndarray:
         return self.levels[0] + draws.weighted(zipf(len(self.levels), self.level_zipf), num)
@@ -87,15 +93,11 @@ class Family:
         return float(share @ np.array(self.levels))
 
     def _hash(self, documents: Documents) -> np.ndarray:
-        """A number per document made of what is given in it: [n], uint64."""
-        given = documents.tokens * self.given(documents)
-        h = given.astype(np.uint64) @ self._hash_weight[: given.shape[1]]
+        """A number per document made of its key: [n], uint64."""
+        key = self.key(documents).astype(np.uint64)
+        h = key @ self._hash_weight[: key.shape[1]]
         h = (h ^ (h >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
         return h ^ (h >> np.uint64(33))
 
     def _is_held_out(self, documents: Documents) -> np.ndarray:
         return (self._hash(documents) >> np.uint64(11)) * 2.0**-53 < self.config.held_out_fraction
-
-    def _different(self, documents: Documents) -> Documents:
-        _, first = np.unique(self._hash(documents), return_index=True)
-        return documents[np.sort(first)]

@@ -7,6 +7,7 @@ from moe.plain import check, check_positive
 
 FAMILIES = ("facts", "grammar", "arithmetic", "recall", "hops")
 NUM_CHOICES = 4
+MAX_LENGTH = 1 << 10  # tokens of a document
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +76,8 @@ class WorldConfig:
         total = sum(shares.values())
         check(abs(total - 1) < 1e-6, f"data.share_*={list(shares.values())} add up to {total:g}; make it 1")
         check(
-            0 < self.held_out_fraction <= 0.5,
-            f"data.held_out_fraction={self.held_out_fraction} must lie in (0, 0.5]",
+            0.01 <= self.held_out_fraction <= 0.5,
+            f"data.held_out_fraction={self.held_out_fraction} must lie in [0.01, 0.5]",
         )
         self._check_families()
         needed = len(vocabulary(self)[0])
@@ -84,6 +85,7 @@ class WorldConfig:
             self.vocab_size >= needed,
             f"data.vocab_size={self.vocab_size} is too small for this language; it needs {needed}",
         )
+        check(needed <= 1 << 16, f"this language has {needed} words; make it smaller: 65536 are the most")
 
     def _check_families(self) -> None:
         names = self.num_first_names * self.num_last_names
@@ -93,11 +95,25 @@ class WorldConfig:
         self._between("num_classes", 2, self.num_nouns, "each class needs a noun")
         self._between("modulus", NUM_CHOICES, None, "an item has four choices")
         self._between("max_operand", 1, self.modulus - 1, "operands are residues")
-        self._between("min_pairs", 2, self.max_pairs, "an item has four choices from its context")
-        self._between("max_pairs", 2, self.num_places // 2, "no place is in two pairs")
+        self._between("min_pairs", 2, self.max_pairs, "one pair asks nothing")
+        self._between(
+            "max_pairs", NUM_CHOICES, self.num_places // 2, "an item has four choices, no place two pairs"
+        )
         self._between("recall_queries", 1, self.min_pairs, "a key is asked for once")
         self._between("min_cycle", 2, self.max_cycle, "a cycle of one leads nowhere")
         self._between("max_cycle", NUM_CHOICES, self.num_places, "an item has four choices from its cycle")
+        longest = {
+            "max_depth": 1 + 5 * (self.max_depth + 1),
+            "max_operators": 4 + 2 * self.max_operators,
+            "max_pairs": 2 + 2 * (self.max_pairs + self.recall_queries),
+            "max_cycle": 1 + 5 * self.max_cycle,
+        }
+        for name, length in longest.items():
+            check(
+                length <= MAX_LENGTH,
+                f"data.{name}={getattr(self, name)} makes documents of {length} tokens; choose less than "
+                f"{MAX_LENGTH} allow",
+            )
         self._between("max_hops", 1, self.max_cycle - 1, "an item's walk must not close the cycle")
 
     def _between(self, name: str, low: int, high: int | None, why: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import heapq
+import importlib.metadata
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -98,12 +99,18 @@ def _load(path: Path) -> Any:
     from tokenizers import Tokenizer as Inner
 
     try:
-        return Inner.from_str(path.read_text(encoding="utf-8"))
+        inner = Inner.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing more telling than Exception
         raise ValueError(
             f"data.tokenizer={path} cannot be read as a tokenizer.json of the tokenizers library ({error}); "
             "give another file"
         ) from None
+    dropout = getattr(inner.model, "dropout", None) or 0.0
+    check(
+        dropout == 0.0,
+        f"data.tokenizer={path} has a dropout of {dropout:g}: no text has the same ids twice; set it to 0",
+    )
+    return inner
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -205,10 +212,14 @@ def tokenizer_file(tokenizer: str) -> Path | None:
 
 
 def tokenizer_identity(tokenizer: str, vocab_size: int) -> dict[str, Any]:
-    """Its kind, and of a file the SHA-256; ValueError if it cannot be read or has more ids than allowed."""
+    """Its kind; of a BPE to be trained the release that trains it, of a file the SHA-256.
+
+    ValueError if a file cannot be read or has more ids than allowed.
+    """
     file = tokenizer_file(tokenizer)
     if file is None:
-        return {"kind": tokenizer}
+        trains = {"tokenizers": importlib.metadata.version("tokenizers")}  # another may merge otherwise
+        return {"kind": tokenizer, **(trains if tokenizer == BPE else {})}
     stat = file.stat()
     sha256, num_ids = _of_file(file, stat.st_size, stat.st_mtime_ns)
     check(

@@ -13,6 +13,8 @@ from moe.data.language import NUM_CHOICES, WorldConfig
 from moe.plain import check
 
 VERSION = 2  # 2: hops along cycles of any length; tokens are made in blocks
+_WHOLE = 1000  # items of a family, of which smaller suites are parts
+_HELD_OUT = 16  # sequences of a family, likewise
 _BLOCK_TOKENS = 1 << 17  # NumPy's calls cost as much for a batch as for this many tokens
 
 
@@ -31,9 +33,10 @@ class World:
         share = np.array([getattr(config, f"share_{name}") for name in self.families])
         documents = share / [family.mean_length for family in self.families.values()]
         kept = [family.training_fraction for family in self.families.values()]
-        self._tokens_per_document = 1.0 / documents.sum()
+        self._tokens_per_document = round(1.0 / documents.sum(), 6)
         self._family_share = cumulative(documents / kept)  # of the documents made
         self._blocks = functools.lru_cache(maxsize=4)(self._block)
+        self._whole = functools.lru_cache(maxsize=16)(self._make_items)
 
     def encode(self, text: str) -> list[int]:
         """The ids of words between spaces; ValueError for a word that is not in the language."""
@@ -74,7 +77,8 @@ class World:
                 return _join([family.held_out(draws, num)], draws)
 
             tokens_per_document = family.held_out_fraction * family.mean_length
-            sequences[name] = _fill(more, tokens_per_document, num_sequences, seq_len).astype(np.int64)
+            whole = _fill(more, tokens_per_document, max(num_sequences, _HELD_OUT), seq_len)
+            sequences[name] = whole[:num_sequences].astype(np.int64)
         return sequences
 
     def items(self, questions: Questions) -> list[Items]:
@@ -86,7 +90,22 @@ class World:
         return [self._items(self.families[name], questions.num_items) for name in questions.families]
 
     def _items(self, family: Family, num_items: int) -> Items:
-        draws = Draws("items", self.config.world_seed, family.name, num_items)
+        """A smaller suite is a part of the larger, up to one of `_WHOLE` items."""
+        whole = self._whole(family.name, max(num_items, _WHOLE))
+        of_level = [np.flatnonzero(whole.level == level) for level in np.unique(whole.level)]
+        quotas = _quotas([len(places) for places in of_level], num_items)
+        rows = np.concatenate([p[:quota] for p, quota in zip(of_level, quotas, strict=True)])
+        return Items(
+            family=family.name,
+            context=whole.context[rows],
+            context_length=whole.context_length[rows],
+            choices=whole.choices[rows],
+            answer=whole.answer[rows],
+            level=whole.level[rows],
+        )
+
+    def _make_items(self, name: str, num_items: int) -> Items:
+        family, draws = self.families[name], Draws("items", self.config.world_seed, name, num_items)
         documents = _even(family, draws, num_items)
         rows = np.arange(len(documents))
         right = documents.tokens[rows, documents.length - 1].astype(np.int64)
@@ -99,7 +118,7 @@ class World:
         context = documents.tokens.astype(np.int64)
         context[rows, documents.length - 1] = 0
         return Items(
-            family=family.name,
+            family=name,
             context=context[:, : documents.length.max() - 1],
             context_length=documents.length - 1,
             choices=np.take_along_axis(choices, order, axis=1)[:, :, None],
@@ -110,15 +129,20 @@ class World:
 
 def _even(family: Family, draws: Draws, num_items: int) -> Documents:
     """`num_items` documents, as many of each level as there are; levels with few give what they have."""
-    levels = family.levels
+    levels = family.item_levels
     wanted = 64 + int(6 * num_items / len(levels) / family.held_out_fraction)
     made = [family.at_level(draws, level, wanted) for level in levels]
-    chosen, left = [], num_items
-    for i, documents in enumerate(sorted(made, key=len)):
-        quota = min(left // (len(levels) - i), len(documents))
-        chosen.append(documents[np.arange(quota)])
-        left -= quota
-    return _stack(chosen)
+    quotas = _quotas([len(documents) for documents in made], num_items)
+    return _stack([d[np.arange(quota)] for d, quota in zip(made, quotas, strict=True)])
+
+
+def _quotas(there: list[int], num: int) -> list[int]:
+    """How many to take of each level, in all `num`: alike, but what a level lacks the others give."""
+    quotas, left = [0] * len(there), num
+    for i, level in enumerate(sorted(range(len(there)), key=lambda level: there[level])):
+        quotas[level] = min(left // (len(there) - i), there[level])
+        left -= quotas[level]
+    return quotas
 
 
 def _fill(
