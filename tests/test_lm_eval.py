@@ -163,7 +163,9 @@ def kept(data, questions, folder):
 def test_exported_tasks_are_scored_as_moe_evaluate_scores_the_same_items(source, model, request, tmp_path):
     data = world() if source == "world" else request.getfixturevalue("corpus")
     families = () if source == "world" else ("text",)
-    questions = tiny.questions(130, *families, context_length=30, continuation_length=8)
+    questions = tiny.questions(
+        130 if source == "world" else 600, *families, context_length=30, continuation_length=8
+    )
     told = export(data, questions, tmp_path, seq_len=READ)
     assert [family.num_left_out > 0 for family in told] == [source == "text"] * len(told)
     path = tmp_path / f"{told[0].task}.jsonl"  # families of different size weigh the same
@@ -178,7 +180,7 @@ def test_exported_tasks_are_scored_as_moe_evaluate_scores_the_same_items(source,
             assert theirs - theirs[0] == pytest.approx(log_p[i] - log_p[i, 0], abs=1e-4)
             assert sample["acc"] == (items.level[i], log_p[i].argmax() == items.answer[i])
     ours = evaluate(model, kept(data, questions, tmp_path), questions, seq_len=32)
-    assert 0.0 < ours["acc"] < 1.0  # both right and wrong are among them
+    assert 0.2 < ours["acc"] < 0.9
     group = results["groups"]["regrow"]
     assert group["acc,none"] == pytest.approx(ours["acc"])
     assert group["acc_stderr,none"] == pytest.approx(ours["acc_se"])

@@ -41,12 +41,14 @@ class Facts(Family):
     def held_out(self, draws: Draws, num: int) -> Documents:
         return self._tell(draws, *self._random_entities(draws, num), seen=np.zeros(num, bool))
 
-    def at_level(self, draws: Draws, level: int, num: int) -> Documents:
+    def make(self, draws: Draws, level: np.ndarray) -> Documents:
         c = self.config
-        first, last = self.stratum(level % c.num_strata)
-        seen = np.full(num, level < c.num_strata)
-        entity = first + draws.below(last - first, num)
-        return self.different(self._tell(draws, entity, np.full(num, level), seen=seen))
+        bounds = np.array([self.stratum(stratum) for stratum in range(c.num_strata)])[level % c.num_strata]
+        entity = bounds[:, 0] + draws.below(bounds[:, 1] - bounds[:, 0], len(level))
+        return self._tell(draws, entity, level, seen=level < c.num_strata)
+
+    def at_level(self, draws: Draws, level: int, num: int) -> Documents:
+        return self.different(self.make(draws, np.full(num, level)))
 
     def stratum(self, stratum: int) -> tuple[int, int]:
         """The ranks of the entities in a stratum: from the first to before the last."""

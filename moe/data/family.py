@@ -1,5 +1,6 @@
 """What a family of documents is: how its documents are made, graded, and held out."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ class Documents:
         return len(self.length)
 
 
-class Family:
+class Family(ABC):
     """One kind of document, its levels, and which of its documents are held out of training.
 
     Held out is every document whose `key`, hashed, falls below `held_out_fraction` (facts have a rule of
@@ -46,13 +47,13 @@ class Family:
 
     # -- what a family defines ---------------------------------------------------------------------------
 
+    @abstractmethod
     def make(self, draws: Draws, level: np.ndarray) -> Documents:
         """One document of each level."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
         """What an item's choices are taken from, the right one among them: ids [n, P], -1 = none."""
-        raise NotImplementedError
 
     def make_item(self, draws: Draws, level: np.ndarray) -> Documents:
         """Documents that items are made of."""
