@@ -75,12 +75,27 @@ def run_study(
     if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)
     try:
-        prepare_corpora(plan, store, study.view.console)
+        with _terminable():
+            prepare_corpora(plan, store, study.view.console)
     except ValueError as error:
         raise Refused(str(error)) from error
     except KeyboardInterrupt:  # what was half prepared is gone
         return StudyResult(cells=[], exit_code=130)
     return study.run()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is a KeyboardInterrupt here: where no worker has to save, Ctrl-C and SIGTERM end alike."""
+
+    def interrupt(signum: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def plan_study(mappings: list[dict[str, Any]]) -> tuple[SweepConfig, Store, Plan]:

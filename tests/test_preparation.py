@@ -2,6 +2,7 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from test_text import mapping as text_mapping
 from test_text import write_corpus
 
+from moe.data import prepare_data
 from sweeps import preparation
 from sweeps.preparation import _observing
 from sweeps.store import Store
@@ -85,12 +87,19 @@ def test_a_corpus_that_cannot_be_prepared_leaves_nothing_but_a_lock(corpus, stor
     assert [name.endswith(".lock") for name in files(tmp_path / "store")] == [True]
 
 
-def test_a_preparation_that_is_interrupted_ends_the_run_as_one(corpus, store_root, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_preparation_that_is_interrupted_ends_the_run_as_one(corpus, store_root, monkeypatch, signum):
+    def stop(config, identity, corpora, observe):
+        def kill(*what):
+            signal.raise_signal(signum)
 
+        prepare_data(config, identity, corpora, kill)
+
+    handler = signal.getsignal(signum)
     monkeypatch.setattr(preparation, "prepare_data", stop)
     assert run_study([mapping(corpus, store_root)]).exit_code == 130
+    assert [name.endswith(".lock") for name in files(Store(store_root).root)] == [True]
+    assert signal.getsignal(signum) is handler
 
 
 def test_the_command_refuses_in_one_line(corpus, tmp_path):

@@ -20,6 +20,7 @@ from moe.data import data_identity, open_data, parse_data, preparation, prepare_
 from moe.data.documents import documents, find_files
 from moe.data.permutation import Permutation
 from moe.data.shards import corpus_folder
+from moe.data.text import TextSource
 from moe.data.tokenizer import SubwordTokenizer, train_bpe
 from moe.files import read_json, write_json
 
@@ -173,6 +174,27 @@ def test_files_that_change_after_planning_are_refused(corpus, corpora, change):
     assert not list(corpora.glob("*"))
 
 
+def test_files_that_change_while_they_are_read_are_refused(corpus):
+    config = parse_data(mapping(corpus))
+    source = TextSource(config, data_identity(config))
+    reading = source.documents()
+    next(reading)
+    (corpus / "part0" / "000.txt").write_text("other")  # it is behind already
+    with pytest.raises(ValueError, match="holds other files than this study was planned with"):
+        list(reading)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, name):
+    (tmp_path / name).write_text('{"text": "some"}\n')
+    files = find_files(tmp_path, ("*",), ())
+    (tmp_path / name).unlink()
+    with pytest.raises(
+        ValueError, match=rf"{name} cannot be read \(No such file or directory\); leave it out"
+    ):
+        list(documents(files, "text"))
+
+
 @pytest.mark.parametrize(
     "change",
     [{"tokenizer": "bpe", "vocab_size": 300}, {"vocab_size": 258}, {"held_out_fraction": 0.1}],
@@ -297,6 +319,38 @@ def test_the_right_continuation_continues_its_context_and_the_others_come_from_e
         assert len(set(wholes)) == 4
         assert not any(whole in d for whole in wholes if whole != wholes[answer] for d in held)
     assert np.array_equal(items.context, opened(corpus, corpora, **cut).items(asked)[0].context)
+
+
+def lettered(folder, length: int = 24) -> dict[int, str]:
+    """Documents that share no letter, some of them ten times over; gives each one's text by its letter."""
+    folder.mkdir()
+    documents = {}
+    for i in range(40):
+        letter, mark = 65 + i, np.random.default_rng(i).integers(128, 250, length // 2)
+        documents[letter] = "".join(chr(letter) + chr(m) for m in mark)
+        for copy in range(10 if i % 4 == 0 else 1):
+            (folder / f"{letter}-{copy}.txt").write_text(documents[letter], encoding="utf-8")
+    return documents
+
+
+def test_an_item_stays_in_its_document_its_wrong_choices_in_others_and_copies_count_once(tmp_path, corpora):
+    documents = lettered(tmp_path / "letters")
+    data = opened(tmp_path / "letters", corpora, held_out_fraction=0.3)
+    asked = tiny.questions(10**4, "text", context_length=9, continuation_length=4)
+    (items,) = data.items(asked)
+    held = {ord(text[0]) for text in documents_in(data, "held_out")}
+    assert any(letter % 4 == 1 for letter in held)  # some of them have copies
+    assert len(items) == sum(len(documents[letter].encode()) - 9 - 4 + 1 for letter in held)
+
+    def letter_of(tokens) -> int:
+        (letter,) = {token for token in tokens.tolist() if token < 128}
+        return letter
+
+    for context, choices, answer in zip(items.context, items.choices, items.answer, strict=True):
+        letters = [letter_of(choice) for choice in choices]
+        assert letters[answer] == letter_of(context)
+        assert all(letters[c] != letters[answer] for c in range(4) if c != answer)
+        assert bytes([*context.tolist(), *choices[answer].tolist()]) in documents[letters[answer]].encode()
 
 
 def test_held_out_sequences_are_held_out_text(corpus, corpora):

@@ -79,9 +79,11 @@ def fingerprint(file: File) -> Fingerprint:
     try:
         return _fingerprint(file.path, file.size, file.mtime_ns, file.kind)
     except OSError as error:
-        raise ValueError(
-            f"{file.path} cannot be read ({error.strerror}); leave it out or allow it"
-        ) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: File, error: OSError) -> ValueError:
+    return ValueError(f"{file.path} cannot be read ({error.strerror}); leave it out or allow it")
 
 
 @lru_cache(maxsize=1 << 17)
@@ -152,9 +154,12 @@ def documents(files: list[File], text_field: str) -> Iterator[Document]:
                 texts = _rows(file, text_field)
             case _:
                 texts = _whole(file)
-        for content, read_bytes in texts:
-            if content:
-                yield Document(content, behind + read_bytes)
+        try:
+            for content, read_bytes in texts:
+                if content:
+                    yield Document(content, behind + read_bytes)
+        except OSError as error:
+            raise _unreadable(file, error) from error
         behind += file.size
 
 
