@@ -26,7 +26,7 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     for row in stored_rows(store, study):
         for pair in _pairs(cells, row["cell_id"]):
             origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
-            part = _curve(row["path"], origin, measures, metrics)
+            part = _curve(row, row["path"], origin, measures, metrics)
             if part is None:
                 continue
             shown = cells[pair if row["kind"] == "continued" else row["cell_id"]]
@@ -50,7 +50,7 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
     measures, metrics = Measures(store), Metrics(store)
     parts = []
     for row, path in _trunks(store, study):
-        part = _curve([{**p, "phase": "stable"} for p in path], None, measures, metrics)
+        part = _curve(row, [{**p, "phase": "stable"} for p in path], None, measures, metrics)
         if part is not None:
             part = part.rename(columns={"extra_flops": "flops"}).drop(columns="phase")
             replicate = cells[row["cell_id"]]["replicate"]
@@ -127,7 +127,11 @@ def _pairs(cells: dict[str, dict[str, Any]], cell_id: str) -> list[str]:
 
 
 def _curve(
-    path: list[dict[str, Any]], origin_flops: float | None, measures: Measures, metrics: Metrics
+    row: dict[str, Any],
+    path: list[dict[str, Any]],
+    origin_flops: float | None,
+    measures: Measures,
+    metrics: Metrics,
 ) -> pd.DataFrame | None:
     """The points of one path after its growth, or after `origin_flops` where that is given."""
     offset, parts = 0.0, []
@@ -137,7 +141,7 @@ def _curve(
         trajectory, low, high = p["trajectory_id"], p["from_step"], p["to_step"]
         if origin_flops is not None or p["phase"] != "trunk":
             trained = metrics.within(p)
-            lines = [e for e in measures.of(trajectory) if low <= e["step"] <= high]
+            lines = [e for e in measures.of_row(trajectory, row) if low <= e["step"] <= high]
             steps = np.concatenate([trained[:, 0], [float(e["step"]) for e in lines]])
             part = {
                 "trajectory_id": trajectory,

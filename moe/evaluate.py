@@ -31,8 +31,10 @@ class Suite:
     questions: Questions
 
 
-def suite_of(config: EvaluateConfig, data_identity: dict[str, Any], name: str) -> Suite:
+def suite_of(config: EvaluateConfig, data_identity: dict[str, Any], name: str, *, seq_len: int) -> Suite:
     """The suite `full` asks `config.items` of each family, `probe` asks `config.probe_items`.
+
+    Held-out sequences are `seq_len` tokens long, as in training.
 
     ValueError if `config.families` names one that the data does not train.
     """
@@ -50,15 +52,15 @@ def suite_of(config: EvaluateConfig, data_identity: dict[str, Any], name: str) -
         context_length=config.context_length,
         continuation_length=config.continuation_length,
     )
-    return Suite(name=name, eval_id=_eval_id(name, questions, data_identity), questions=questions)
+    return Suite(name=name, eval_id=_eval_id(name, questions, data_identity, seq_len), questions=questions)
 
 
-def _eval_id(name: str, questions: Questions, data_identity: dict[str, Any]) -> str:
+def _eval_id(name: str, questions: Questions, data_identity: dict[str, Any], seq_len: int) -> str:
     """Lengths that the data has no use for are left out: equal questions, equal id."""
     asked = to_plain(questions)
     if data_identity["source"] == "world":
         del asked["context_length"], asked["continuation_length"]
-    return digest({"version": VERSION, "suite": name, **asked, "data": data_identity})
+    return digest({"version": VERSION, "suite": name, **asked, "seq_len": seq_len, "data": data_identity})
 
 
 def evaluate(

@@ -47,11 +47,11 @@ class Cell:
 
     @property
     def full(self) -> Suite:
-        return _suite(self.config.evaluate, data_json(self.config.data), "full")
+        return _suite(self.config.evaluate, data_json(self.config.data), "full", self.config.train.seq_len)
 
     @property
     def probe(self) -> Suite:
-        return _suite(self.config.evaluate, data_json(self.config.data), "probe")
+        return _suite(self.config.evaluate, data_json(self.config.data), "probe", self.config.train.seq_len)
 
     def suite_at(self, role: str) -> Suite:
         """The full suite is asked of the final state, the probe of every other."""
@@ -326,8 +326,8 @@ def data_json(data: DataConfig) -> str:
 
 
 @lru_cache(maxsize=256)
-def _suite(evaluate: EvaluateConfig, data: str, name: str) -> Suite:
-    return suite_of(evaluate, json.loads(data), name)
+def _suite(evaluate: EvaluateConfig, data: str, name: str, seq_len: int) -> Suite:
+    return suite_of(evaluate, json.loads(data), name, seq_len=seq_len)
 
 
 def all_cells(requested: Iterable[Cell]) -> dict[str, Cell]:

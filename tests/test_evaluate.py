@@ -194,14 +194,14 @@ def test_the_eval_id_names_what_is_asked_and_needs_no_torch():
     config = parse(EvaluateConfig, tiny.mapping()["evaluate"] | {"items": 1000, "probe_items": 100})
     identity = data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text())))
 
-    def id_of(suite: str = "full", data: dict = identity, **changes) -> str:
-        return suite_of(dataclasses.replace(config, **changes), data, suite).eval_id
+    def id_of(suite: str = "full", data: dict = identity, seq_len: int = 128, **changes) -> str:
+        return suite_of(dataclasses.replace(config, **changes), data, suite, seq_len=seq_len).eval_id
 
     full = id_of()
     assert full == id_of(probe_items=7, probe_every=9, context_length=5, families=FAMILIES[::-1])
     others = [id_of(items=999), id_of("probe", probe_items=1000), id_of(families=FAMILIES[1:])]
-    others.append(id_of(data={**identity, "world_seed": 1}))
-    assert len({full, *others}) == 5
+    others += [id_of(data={**identity, "world_seed": 1}), id_of(seq_len=64)]
+    assert len({full, *others}) == 6
     with pytest.raises(ValueError, match="suite=all is not a choice; choose one of full, probe"):
         id_of("all")
     code = "import sys, moe.evaluate; sys.exit('torch' in sys.modules)"
@@ -218,9 +218,10 @@ def test_only_families_that_are_trained_can_be_asked_for():
     identity = data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text())))
     config = parse(EvaluateConfig, tiny.mapping()["evaluate"])
     without = {**identity, "share_hops": 0.0}
-    assert suite_of(config, without, "full").questions.families == tuple(n for n in FAMILIES if n != "hops")
+    asked = suite_of(config, without, "full", seq_len=32).questions
+    assert asked.families == tuple(name for name in FAMILIES if name != "hops")
     for data, name in ((without, "hops"), (identity, "text"), ({"source": "text"}, "facts")):
         with pytest.raises(ValueError, match=f"evaluate.families has {name}, which data="):
-            suite_of(dataclasses.replace(config, families=(name,)), data, "full")
+            suite_of(dataclasses.replace(config, families=(name,)), data, "full", seq_len=32)
     with pytest.raises(ValueError, match="must name each family once, and at least one"):
         dataclasses.replace(config, families=("facts", "facts"))

@@ -330,7 +330,8 @@ def test_generation_stops_at_a_separator():
         vocab_size=128,
         encode=lambda text: list(text.encode()),
         decode=lambda tokens: bytes(tokens.tolist()).decode(),
-        tokenizer=SimpleNamespace(separator=7),
+        num_ids=128,
+        separator=7,
     )
 
     class Countdown(torch.nn.Module):  # after token t comes t - 1

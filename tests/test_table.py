@@ -82,6 +82,10 @@ def test_another_suite_is_not_taken_for_the_cells_own(tmp_path):
     root = plant(tmp_path, Effect())
     edit_cells(root, lambda row: row.update(eval_id="newer0000000"))
     assert cells_table(Store(root), "planted")["final_acc"].isna().all()
+    for points in (curves(Store(root), "planted"), trunk_curves(Store(root), "planted")):
+        assert set(points["source"]) == {"train", "probe"}
+    edit_cells(root, lambda row: row.update(probe_eval_id="newer0000000"))
+    assert set(curves(Store(root), "planted")["source"]) == {"train"}
 
 
 def test_a_study_without_cells_gives_empty_tables(tmp_path):

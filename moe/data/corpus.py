@@ -26,6 +26,8 @@ class Corpus:
         self._key = digest(identity)
         index = self._prepared.index
         self.vocab_size: int = identity["vocab_size"]
+        self.num_ids: int = index["num_ids"]
+        self.separator: int | None = index["separator"]
         self.unique_tokens: int | None = len(self._prepared.train)
         num_train, num_held = (index["splits"][name]["documents"] for name in ("train", "held_out"))
         self._where = (

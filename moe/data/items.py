@@ -45,7 +45,9 @@ class Items:
 class Data(Protocol):
     """A source of tokens. Everything it returns is a pure function of the identity and the arguments."""
 
-    vocab_size: int
+    vocab_size: int  # of the model; ids from `num_ids` on stand for nothing
+    num_ids: int
+    separator: int | None  # the id after each document, if there is one
     unique_tokens: int | None  # tokens of the training split; None = without end
 
     def encode(self, text: str) -> list[int]:

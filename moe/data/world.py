@@ -22,6 +22,7 @@ class World:
     """The language of one `WorldConfig` as a source of tokens; see `moe.data.Data`."""
 
     unique_tokens: int | None = None
+    separator: int | None = None
 
     def __init__(self, config: WorldConfig) -> None:
         self.config = config
@@ -29,6 +30,7 @@ class World:
         self.families = {family.name: family for family in families_of(config)}
         some = next(iter(self.families.values()))
         self.words = some.words
+        self.num_ids = len(self.words)
         self._id = {word: i for i, word in enumerate(self.words)}
         share = np.array([getattr(config, f"share_{name}") for name in self.families])
         documents = share / [family.mean_length for family in self.families.values()]

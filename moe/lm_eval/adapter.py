@@ -39,11 +39,7 @@ class Adapter(TemplateLM):
         self._device = torch.device(device)
         # With a capacity the experts drop tokens by what else is in the pass: then each text goes alone.
         self._pass_tokens = _PASS_TOKENS if model.config.capacity_factor is None else 1
-        tokenizer = getattr(data, "tokenizer", None)
-        self.separator: int | None = None if tokenizer is None else tokenizer.separator
-        words = getattr(data, "words", None)  # of the embedded language; ids beyond them mean nothing
-        self._num_ids: int = data.vocab_size if words is None else len(words)
-        self._prefix = _ends_a_document(data) if self.separator is None else self.separator
+        self._prefix = _ends_a_document(data) if data.separator is None else data.separator
 
     # -- tokens ------------------------------------------------------------------------------------------
 
@@ -57,7 +53,7 @@ class Adapter(TemplateLM):
         try:
             return self.data.encode(string)
         except ValueError as error:
-            if self.separator is not None:
+            if self.data.separator is not None:
                 raise
             raise ValueError(
                 f"{error}; a model of the embedded language reads no other text: "
@@ -154,7 +150,7 @@ class Adapter(TemplateLM):
             while going:
                 hidden = self._hidden([row.tokens[-self.max_length :] for row in going])
                 last_BD = torch.stack([x_TD[-1] for x_TD in hidden])
-                best_B = self._log_p(last_BD)[:, : self._num_ids].argmax(1)
+                best_B = self._log_p(last_BD)[:, : self.data.num_ids].argmax(1)
                 for row, token in zip(going, best_B.tolist(), strict=True):
                     row.add(token)
                 going = [row for row in going if not row.done]
@@ -170,14 +166,14 @@ class _Row:
             not asked["do_sample"],
             "generation_kwargs.do_sample=true is not supported; only greedy generation is",
         )
-        self._data, self._separator = adapter.data, adapter.separator
+        self._data = adapter.data
         self._until = [text for text in asked["until"] if text]
         self.tokens = adapter.tok_encode(context) or [adapter.prefix_token_id]
         self._start, self.end = len(self.tokens), len(self.tokens) + asked["max_gen_toks"]
         self.text, self.done = "", asked["max_gen_toks"] <= 0
 
     def add(self, token: int) -> None:
-        if token == self._separator:
+        if token == self._data.separator:
             self.done = True
             return
         self.tokens.append(token)
