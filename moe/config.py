@@ -222,8 +222,9 @@ class LearningRate:
 class EvaluateConfig:
     """The suite at stored states (`items` per family) and the smaller probe along the way.
 
-    `families` are those whose mean is the accuracy; None: all that the data has. Of a corpus,
-    `context_length` tokens are shown and `continuation_length` are to be chosen.
+    All families are asked; `families` are those whose mean is the accuracy, None the data's own choice
+    (`moe.data.averaged_of`). Of a corpus, `context_length` tokens are shown and `continuation_length` are to
+    be chosen.
     """
 
     items: int
@@ -239,7 +240,7 @@ class EvaluateConfig:
         check(
             self.families is None or 0 < len(self.families) == len(set(self.families)),
             f"evaluate.families={list(self.families or ())} must name each family once, and at least one; "
-            "or be null: all",
+            "or be null",
         )
         check(
             self.probe_items <= self.items,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe.config import EvaluateConfig
-from moe.data import Data, Items, Questions, families_of
+from moe.data import Data, Items, Questions, averaged_of, families_of
 from moe.plain import check, digest, to_plain
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def suite_of(config: EvaluateConfig, data_identity: dict[str, Any], name: str, *
     """
     check(name in SUITES, f"suite={name} is not a choice; choose one of {', '.join(SUITES)}")
     known = families_of(data_identity)
-    for family in config.families or ():
+    averaged = averaged_of(data_identity) if config.families is None else config.families
+    for family in averaged:
         check(
             family in known,
             f"evaluate.families has {family}, which data={data_identity['source']} does not train (unknown, "
@@ -48,7 +49,8 @@ def suite_of(config: EvaluateConfig, data_identity: dict[str, Any], name: str, *
         )
     questions = Questions(
         num_items=config.items if name == "full" else config.probe_items,
-        families=tuple(family for family in known if config.families is None or family in config.families),
+        families=known,
+        averaged=tuple(family for family in known if family in averaged),
         context_length=config.context_length,
         continuation_length=config.continuation_length,
     )
@@ -68,10 +70,11 @@ def evaluate(
 ) -> dict[str, Any]:
     """Scores a `MoETransformer` on items and on held-out sequences of each family asked for; plain JSON.
 
-    `acc` is the mean over families of the mean over levels, `acc_se` its binomial standard error,
-    `acc_above_chance` the mean of (acc - chance) / (1 - chance), `prob_right` the probability of the right
-    choice among the choices, `loss` nats per held-out token. Deterministic; the model's mode is restored.
-    The same items are kept in the process for the next call.
+    `acc` is the mean over the families averaged of the mean over levels, `acc_se` its binomial standard
+    error, `acc_above_chance` the mean of (acc - chance) / (1 - chance), `prob_right` the probability of the
+    right choice among the choices, `loss` nats per held-out token; `n` counts their items. `families` has
+    all that were asked. Deterministic; the model's mode is restored. The same items are kept in the process
+    for the next call.
     """
     import torch
 
@@ -88,20 +91,23 @@ def evaluate(
         items.family: _summary(items, score_NC, float(loss_B.mean()))
         for items, score_NC, loss_B in zip(suite.items, scores, losses, strict=True)
     }
+    names = questions.averaged or questions.families
+    averaged = [families[name] for name in names]
     return {
-        "acc": _mean(families, "acc"),
-        "acc_se": math.sqrt(sum(f["se"] ** 2 for f in families.values())) / len(families),
-        "n": sum(f["n"] for f in families.values()),
-        "chance": _mean(families, "chance"),
-        "acc_above_chance": _mean(families, "acc_above_chance"),
-        "prob_right": _mean(families, "prob_right"),
-        "loss": _mean(families, "loss"),
+        "acc": _mean(averaged, "acc"),
+        "acc_se": math.sqrt(sum(f["se"] ** 2 for f in averaged)) / len(averaged),
+        "n": sum(f["n"] for f in averaged),
+        "chance": _mean(averaged, "chance"),
+        "acc_above_chance": _mean(averaged, "acc_above_chance"),
+        "prob_right": _mean(averaged, "prob_right"),
+        "loss": _mean(averaged, "loss"),
+        "averaged": list(names),
         "families": families,
     }
 
 
-def _mean(families: dict[str, dict[str, Any]], name: str) -> float:
-    return sum(f[name] for f in families.values()) / len(families)
+def _mean(families: list[dict[str, Any]], name: str) -> float:
+    return sum(f[name] for f in families) / len(families)
 
 
 def _summary(items: Items, score_NC: np.ndarray, loss: float) -> dict[str, Any]:

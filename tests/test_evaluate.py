@@ -15,7 +15,7 @@ import yaml
 from torch.nn import functional as F
 
 from moe.config import EvaluateConfig, ModelConfig
-from moe.data import Items, Questions, data_identity, open_data, parse_data
+from moe.data import Items, Questions, averaged_of, data_identity, open_data, parse_data
 from moe.data.language import FAMILIES
 from moe.evaluate import _summary, evaluate, suite_of
 from moe.model import MoETransformer
@@ -109,6 +109,27 @@ def test_a_model_that_knows_the_continuations_scores_one():
     assert result["acc"] == 1.0
 
 
+def test_all_families_are_asked_and_the_score_is_the_mean_of_those_averaged(world):
+    model, asked = small_model(world.vocab_size), tiny.questions(40)
+    whole = evaluate(model, world, asked, seq_len=16)
+    part = evaluate(model, world, dataclasses.replace(asked, averaged=("grammar", "hops")), seq_len=16)
+    assert part["families"] == whole["families"]
+    assert (whole["averaged"], part["averaged"]) == (list(FAMILIES), ["grammar", "hops"])
+    two = [part["families"][name] for name in ("grammar", "hops")]
+    for name in ("acc", "prob_right", "loss", "acc_above_chance"):
+        assert part[name] == sum(family[name] for family in two) / 2
+    assert part["acc_se"] == pytest.approx(math.hypot(two[0]["se"], two[1]["se"]) / 2)
+    assert part["n"] == 80
+
+
+def test_unless_told_the_score_leaves_out_what_is_learned_at_once():
+    identity = data_identity(parse_data(yaml.safe_load((CONF / "world.yaml").read_text())))
+    assert averaged_of(identity) == ("facts", "grammar", "arithmetic", "hops")
+    alone = {name: value * (name == "share_recall") for name, value in identity.items() if "share" in name}
+    assert averaged_of({**identity, **alone}) == ("recall",)
+    assert averaged_of({"source": "text"}) == ("text",)
+
+
 def test_a_constant_model_scores_chance(world):
     result = evaluate(Table(world.vocab_size, {}), world, tiny.questions(1000), seq_len=128)
     assert result["acc"] == pytest.approx(result["chance"], abs=4 * result["acc_se"])
@@ -198,7 +219,7 @@ def test_the_eval_id_names_what_is_asked_and_needs_no_torch():
         return suite_of(dataclasses.replace(config, **changes), data, suite, seq_len=seq_len).eval_id
 
     full = id_of()
-    assert full == id_of(probe_items=7, probe_every=9, context_length=5, families=FAMILIES[::-1])
+    assert full == id_of(probe_items=7, probe_every=9, context_length=5, families=averaged_of(identity)[::-1])
     others = [id_of(items=999), id_of("probe", probe_items=1000), id_of(families=FAMILIES[1:])]
     others += [id_of(data={**identity, "world_seed": 1}), id_of(seq_len=64)]
     assert len({full, *others}) == 6
@@ -219,7 +240,8 @@ def test_only_families_that_are_trained_can_be_asked_for():
     config = parse(EvaluateConfig, tiny.mapping()["evaluate"])
     without = {**identity, "share_hops": 0.0}
     asked = suite_of(config, without, "full", seq_len=32).questions
-    assert asked.families == tuple(name for name in FAMILIES if name != "hops")
+    assert asked.families == ("facts", "grammar", "arithmetic", "recall")
+    assert asked.averaged == ("facts", "grammar", "arithmetic")
     for data, name in ((without, "hops"), (identity, "text"), ({"source": "text"}, "facts")):
         with pytest.raises(ValueError, match=f"evaluate.families has {name}, which data="):
             suite_of(dataclasses.replace(config, families=(name,)), data, "full", seq_len=32)

@@ -236,4 +236,4 @@ def test_where_a_corpus_lies_is_no_part_of_an_id(tmp_path):
 def test_golden_ids():
     """Ids are addresses of stored work: these two change only with a VERSION or a new default language."""
     cell = resolve(parse_sweep(tiny.composed()))
-    assert (cell.trunk.id, cell.start.trajectory.id) == ("fcbf32d25a85", "d62fbf54aeaa")
+    assert (cell.trunk.id, cell.start.trajectory.id) == ("4e3324dd1396", "ddb6070e8461")

@@ -12,7 +12,7 @@ from moe.data import corpus, text, world
 from moe.data.corpus import Corpus
 from moe.data.huggingface import HuggingFaceConfig, HuggingFaceSource, huggingface_identity
 from moe.data.items import Data, Items, Questions
-from moe.data.language import FAMILIES, WorldConfig
+from moe.data.language import ABRUPT, FAMILIES, WorldConfig
 from moe.data.preparation import Observer, prepare
 from moe.data.shards import is_prepared
 from moe.data.text import TextConfig, TextSource, text_identity
@@ -28,6 +28,7 @@ __all__ = [
     "Questions",
     "TextConfig",
     "WorldConfig",
+    "averaged_of",
     "data_identity",
     "families_of",
     "is_corpus",
@@ -71,10 +72,16 @@ def data_identity(config: DataConfig) -> dict[str, Any]:
 
 
 def families_of(identity: dict[str, Any]) -> tuple[str, ...]:
-    """The families that this data trains, in their order; an evaluation may ask of these."""
+    """The families that this data trains, in their order; an evaluation asks all of them."""
     if identity["source"] == "world":
         return tuple(name for name in FAMILIES if identity[f"share_{name}"] > 0)
     return (corpus.FAMILY,)
+
+
+def averaged_of(identity: dict[str, Any]) -> tuple[str, ...]:
+    """The families whose mean is the accuracy unless another list is given: those that rise by degrees."""
+    known = families_of(identity)
+    return tuple(name for name in known if name not in ABRUPT) or known
 
 
 def is_corpus(identity: dict[str, Any]) -> bool:

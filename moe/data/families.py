@@ -208,7 +208,7 @@ class Arithmetic(Family):
 
 
 class Recall(Family):
-    """`recall: (<from a> <to b>)* ? (<from a> <to b>)*`: what was paired is paired again. Levels: pairs.
+    """`recall: (<key> <answer>)* ? (<key> <answer>)*`: what was paired is paired again. Levels: pairs.
 
     An item has one question, about enough pairs for four different answers. The split goes by the pairs, in
     whatever order.
@@ -233,8 +233,9 @@ class Recall(Family):
     def _pair(self, draws: Draws, level: np.ndarray, num_queries: int) -> Documents:
         c, start = self.config, self.start
         n, rows = len(level), np.arange(len(level))[:, None]
-        words = draws.orders(n, c.num_places)[:, : 2 * c.max_pairs]
-        words += np.tile([start["from"], start["to"]], c.max_pairs)
+        words = np.empty((n, 2 * c.max_pairs), np.int64)
+        words[:, ::2] = start["keys"] + draws.orders(n, c.num_keys)[:, : c.max_pairs]
+        words[:, 1::2] = start["answers"] + draws.orders(n, c.num_keys)[:, : c.max_pairs]
         asked = _order_of_first(draws, level, c.max_pairs)[:, :num_queries]
         tokens = np.zeros((n, 2 + 2 * c.max_pairs + 2 * num_queries), np.uint16)
         tokens[:, 0] = self.mark
@@ -247,64 +248,54 @@ class Recall(Family):
         return Documents(tokens, 2 + 2 * (level + num_queries), level)
 
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
-        """Where the pairs of the context arrive."""
+        """The answers in the context."""
         most = self.config.max_pairs
-        arrivals = documents.tokens[:, 2 : 2 + 2 * most : 2].astype(np.int64)
-        return np.where(np.arange(most) < documents.level[:, None], arrivals, -1)
+        answers = documents.tokens[:, 2 : 2 + 2 * most : 2].astype(np.int64)
+        return np.where(np.arange(most) < documents.level[:, None], answers, -1)
 
 
 class Hops(Family):
-    """`hops: (<from a> <to next of a>)* (hop<k> <from a> <to k-th after a>)*` along one cycle. Levels: k.
+    """`hops: <place> <move>* <place>`: where do moves lead, one after the other? Levels: moves.
 
-    A place has two words, one to leave from and one to arrive at. Every place of the cycle is asked for, the
-    last time with k = level. Cycles are short more often than long; an item has one question about a cycle of
-    the greatest length. The split goes by the pairs, in whatever order.
+    A move is a permutation of all places, the same in all documents; none commutes with another. Single
+    moves have to be known, so none is held out; of the others the split goes by place and moves.
     """
 
     name = "hops"
 
     def __init__(self, config: WorldConfig) -> None:
         super().__init__(config, range(1, config.max_hops + 1))
-        self.level_zipf = config.hops_zipf
-        self._cycle_share = zipf(config.max_cycle - config.min_cycle + 1, config.cycle_zipf)
-        share = np.diff(self._cycle_share, prepend=0)
-        self.mean_length = 1.0 + 5 * float(share @ np.arange(config.min_cycle, config.max_cycle + 1))
+        share_of_one = float(zipf(config.max_hops, self.level_zipf)[0])
+        self.held_out_fraction *= 1.0 - share_of_one
+        self.training_fraction = 1.0 - self.held_out_fraction
+        self.mean_length = 3.0 + self.mean_level
+        draws = Draws("moves", config.world_seed)
+        self._after = draws.orders(config.num_moves, config.num_places)
 
     def make(self, draws: Draws, level: np.ndarray) -> Documents:
-        size = self.config.min_cycle + draws.weighted(self._cycle_share, len(level))
-        return self._walk(draws, level, size, size)
+        c, start, n = self.config, self.start, len(level)
+        place, move = draws.below(c.num_places, n), draws.below(c.num_moves, n, c.max_hops)
+        tokens = np.zeros((n, c.max_hops + 3), np.uint16)
+        tokens[:, 0], tokens[:, 1] = self.mark, start["places"] + place
+        for hop in range(c.max_hops):
+            here = hop < level
+            tokens[here, 2 + hop] = start["moves"] + move[here, hop]
+            place = np.where(here, self._after[move[:, hop], place], place)
+        tokens[np.arange(n), 2 + level] = start["places"] + place
+        return Documents(tokens, 3 + level, level)
 
-    def make_item(self, draws: Draws, level: np.ndarray) -> Documents:
-        size = np.full(len(level), self.config.max_cycle)
-        return self._walk(draws, level, size, np.ones_like(size))
-
-    def key(self, documents: Documents) -> np.ndarray:
-        question = documents.tokens - self.start["hops"] < self.config.max_hops  # unsigned: below wraps round
-        size = (np.argmax(question, axis=1) - 1) // 2
-        return _pairs_in_order(documents.tokens, size, self.config.max_cycle)
-
-    def _walk(self, draws: Draws, level: np.ndarray, size: np.ndarray, num_queries: np.ndarray) -> Documents:
-        c, start = self.config, self.start
-        n, most, rows = len(level), c.max_cycle, np.arange(len(level))[:, None]
-        cycle = draws.orders(n, c.num_places)[:, :most]
-        edge, asked = _order_of_first(draws, size, most), _order_of_first(draws, size, most)
-        hops = self.random_levels(draws, n * most).reshape(n, most)
-        hops[rows[:, 0], num_queries - 1] = level
-        size = size[:, None]
-        paired, queried = np.arange(most) < size, np.arange(most) < num_queries[:, None]
-        pairs = np.stack([cycle[rows, edge], cycle[rows, (edge + 1) % size]], axis=2)
-        pairs += [start["from"], start["to"]]
-        queries = np.stack([hops - 1, cycle[rows, asked], cycle[rows, (asked + hops) % size]], axis=2)
-        queries += [start["hops"], start["from"], start["to"]]
-        tokens = np.concatenate([np.full((n, 1), self.mark), _flat(pairs), _flat(queries)], axis=1)
-        keep = [np.ones((n, 1), bool), paired.repeat(2, axis=1), queried.repeat(3, axis=1)]
-        return Documents(*_close_up(tokens.astype(np.uint16), np.concatenate(keep, axis=1)), level)
+    def at_level(self, draws: Draws, level: int, num: int) -> Documents:
+        """Single moves as they are told in training, the others held out."""
+        if level > 1:
+            return super().at_level(draws, level, num)
+        return self.different(self.make(draws, np.full(num, level)))
 
     def pool(self, draws: Draws, documents: Documents, right: np.ndarray) -> np.ndarray:
-        """The places of the cycle but the start, where no item leads."""
-        places = documents.tokens[:, 2 : 2 + 2 * self.config.max_cycle : 2].astype(np.int64)
-        start = documents.tokens[np.arange(len(right)), documents.length - 2].astype(np.int64)
-        return np.where(places == start[:, None] - self.start["from"] + self.start["to"], -1, places)
+        """All places."""
+        return np.tile(self.start["places"] + np.arange(self.config.num_places), (len(right), 1))
+
+    def _is_held_out(self, documents: Documents) -> np.ndarray:
+        return super()._is_held_out(documents) & (documents.level > 1)
 
 
 def families_of(config: WorldConfig) -> Sequence[Family]:

@@ -8,7 +8,8 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Questions:
-    """What an evaluation asks: `num_items` of each of `families`.
+    """What an evaluation asks: `num_items` of each of `families`; its score is the mean of those `averaged`
+    (of all, if none is named).
 
     Of a corpus, `context_length` tokens are shown and `continuation_length` are to be chosen.
     """
@@ -17,6 +18,7 @@ class Questions:
     families: tuple[str, ...]
     context_length: int
     continuation_length: int
+    averaged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moe.plain import check, check_positive
 
 FAMILIES = ("facts", "grammar", "arithmetic", "recall", "hops")
+ABRUPT = ("recall",)  # learned all at once, at a time that differs from seed to seed
 NUM_CHOICES = 4
 MAX_LENGTH = 1 << 10  # tokens of a document
 
@@ -18,7 +19,7 @@ class WorldConfig:
     vocab_size: int
     world_seed: int
     held_out_fraction: float  # of the possible documents of each family but facts
-    level_zipf: float  # in training, the share of the i-th level falls as i^-level_zipf (not facts, hops)
+    level_zipf: float  # in training, the share of the i-th level falls as i^-level_zipf (not facts)
     # Shares of the training tokens
     share_facts: float
     share_grammar: float
@@ -44,31 +45,20 @@ class WorldConfig:
     modulus: int
     max_operand: int
     max_operators: int
-    # Recall and hops
-    num_places: int
     # Recall
+    num_keys: int
     min_pairs: int
     max_pairs: int
     recall_queries: int
     # Hops
-    min_cycle: int
-    max_cycle: int
-    cycle_zipf: float
+    num_places: int
+    num_moves: int
     max_hops: int
-    hops_zipf: float  # in place of level_zipf
 
     def __post_init__(self) -> None:
         check(self.source == "world", f"data.source={self.source} must be world here")
         shares = {f"share_{name}": getattr(self, f"share_{name}") for name in FAMILIES}
-        may_be_zero = (
-            "world_seed",
-            "level_zipf",
-            "entity_zipf",
-            "noun_zipf",
-            "cycle_zipf",
-            "hops_zipf",
-            *shares,
-        )
+        may_be_zero = ("world_seed", "level_zipf", "entity_zipf", "noun_zipf", *shares)
         free = {"source", "held_out_fraction", *may_be_zero}
         check_positive(self, "data", *(f.name for f in dataclasses.fields(self) if f.name not in free))
         for name in may_be_zero:
@@ -96,17 +86,15 @@ class WorldConfig:
         self._between("modulus", NUM_CHOICES, None, "an item has four choices")
         self._between("max_operand", 1, self.modulus - 1, "operands are residues")
         self._between("min_pairs", 2, self.max_pairs, "one pair asks nothing")
-        self._between(
-            "max_pairs", NUM_CHOICES, self.num_places // 2, "an item has four choices, no place two pairs"
-        )
+        self._between("max_pairs", NUM_CHOICES, self.num_keys, "an item has four choices, no key two pairs")
         self._between("recall_queries", 1, self.min_pairs, "a key is asked for once")
-        self._between("min_cycle", 2, self.max_cycle, "a cycle of one leads nowhere")
-        self._between("max_cycle", NUM_CHOICES, self.num_places, "an item has four choices from its cycle")
+        self._between("num_places", NUM_CHOICES, None, "an item has four choices")
+        self._between("num_moves", 2, None, "one move alone always commutes")
         longest = {
             "max_depth": 1 + 5 * (self.max_depth + 1),
             "max_operators": 4 + 2 * self.max_operators,
             "max_pairs": 2 + 2 * (self.max_pairs + self.recall_queries),
-            "max_cycle": 1 + 5 * self.max_cycle,
+            "max_hops": 3 + self.max_hops,
         }
         for name, length in longest.items():
             check(
@@ -114,7 +102,6 @@ class WorldConfig:
                 f"data.{name}={getattr(self, name)} makes documents of {length} tokens; choose less than "
                 f"{MAX_LENGTH} allow",
             )
-        self._between("max_hops", 1, self.max_cycle - 1, "an item's walk must not close the cycle")
 
     def _between(self, name: str, low: int, high: int | None, why: str) -> None:
         value = getattr(self, name)
@@ -143,10 +130,11 @@ def vocabulary(c: WorldConfig) -> tuple[list[str], dict[str, int]]:
         "marks": [f"{name}:" for name in FAMILIES],
         "digits": [str(i) for i in range(c.modulus)],
         "operators": ["+", "-", "="],
-        "from": [f"#{i}" for i in range(c.num_places)],
-        "to": [f">{i}" for i in range(c.num_places)],
+        "keys": [f"#{i}" for i in range(c.num_keys)],
+        "answers": [f">{i}" for i in range(c.num_keys)],
         "ask": ["?"],
-        "hops": [f"hop{k}" for k in range(1, c.max_hops + 1)],
+        "places": [f"@{i}" for i in range(c.num_places)],
+        "moves": [f"go{i}" for i in range(c.num_moves)],
         "first": [_syllables(i).title() for i in range(c.num_first_names)],
         "last": [_syllables(i).title() + "son" for i in range(c.num_last_names)],
         "templates": templates,

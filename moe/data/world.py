@@ -12,7 +12,7 @@ from moe.data.items import Items, Questions
 from moe.data.language import NUM_CHOICES, WorldConfig
 from moe.plain import check
 
-VERSION = 2  # 2: hops along cycles of any length; tokens are made in blocks
+VERSION = 3  # 2: tokens are made in blocks; 3: hops by moves that have to be known
 _WHOLE = 1000  # items of a family, of which smaller suites are parts
 _HELD_OUT = 16  # sequences of a family, likewise
 _BLOCK_TOKENS = 1 << 17  # NumPy's calls cost as much for a batch as for this many tokens
