@@ -9,7 +9,7 @@ from analysis.lines import Measures, Metrics
 from analysis.table import cells_table, stored_rows
 from sweeps.store import Store
 
-ALL_FAMILIES, MEAN = "all families", "mean"
+ALL_FAMILIES, MEAN = "mean of families", "mean"
 _SCORES = ("family", "level", "acc", "se", "n", "chance")
 
 
@@ -66,7 +66,8 @@ def family_curves(store: Store, study: str) -> pd.DataFrame:
     """One row per evaluation of each trunk, family and level, with `flops` from random init and as `f_c`.
 
     Evaluations are of the study's own probe, of its full suite where no trunk has one. The mean over a
-    family's levels is level "mean", that over families the family "all families"; levels have no `se`, `n`.
+    family's levels is level "mean", that over the families `averaged` (names,
+    one space between) the family "mean of families"; levels have no `se`, `n`.
     """
     cells = _by_id(cells_table(store, study))
     measures, trunks = Measures(store), list(_trunks(store, study))
@@ -84,12 +85,12 @@ def family_curves(store: Store, study: str) -> pd.DataFrame:
                 offset += (p["to_step"] - p["from_step"]) * p["flops_per_step"]
         if rows:
             return pd.DataFrame(rows)
-    names = ["trunk_id", "replicate", "seed", "source", "step", "flops", "f_c", *_SCORES]
+    names = ["trunk_id", "replicate", "seed", "source", "step", "flops", "f_c", *_SCORES, "averaged"]
     return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
 
 
 def _scores(line: dict[str, Any]) -> list[dict[str, Any]]:
-    """What one evaluation says of all families, of each and of its levels."""
+    """What one evaluation says of the mean of families, of each and of its levels."""
     whole = (ALL_FAMILIES, MEAN, line["acc"], line.get("acc_se"), line.get("n"), line.get("chance"))
     rows = [whole]
     for family, score in (line.get("families") or {}).items():
@@ -98,7 +99,10 @@ def _scores(line: dict[str, Any]) -> list[dict[str, Any]]:
         levels = sorted((score.get("levels") or {}).items(), key=lambda pair: int(pair[0]))
         rows += [(family, level, acc, None, None, chance) for level, acc in levels]
     found = [dict(zip(_SCORES, row, strict=True)) for row in rows]
-    return [row | {name: _number(row[name]) for name in _SCORES[2:]} for row in found]
+    averaged = " ".join(line.get("averaged") or (line.get("families") or {}))
+    return [
+        row | {name: _number(row[name]) for name in _SCORES[2:]} | {"averaged": averaged} for row in found
+    ]
 
 
 def _trunks(store: Store, study: str) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:

@@ -118,6 +118,16 @@ def test_a_full_suite_before_the_end_is_not_said_to_be_at_the_end(store):
     assert "large points: the full suite. Bars" in older.attrs["caption"]
 
 
+def test_the_learning_curves_say_which_families_the_mean_leaves_out(store):
+    points = family_curves(store, "planted")
+    assert set(points["averaged"]) == {"facts hops arithmetic recall grammar"}
+    with themed():
+        whole, _ = learning_curves_by_family(points)
+        part, _ = learning_curves_by_family(points.assign(averaged="facts hops"))
+    assert "The mean is of" not in whole.attrs["caption"]
+    assert "The mean is of facts, hops. " in part.attrs["caption"]
+
+
 def test_the_learning_curves_draw_each_probe_of_each_trunk_and_their_mean(store):
     points = family_curves(store, "seeds")
     with themed():

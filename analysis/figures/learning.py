@@ -32,7 +32,7 @@ _FEW = 10  # so many points or fewer are marked: one alone makes no line
 
 
 def learning_curves_by_family(families: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
-    """Accuracy of the trunks against their FLOPs, both of all families and of each, below it its levels.
+    """Accuracy of the trunks against their FLOPs, both their mean and each family, below it its levels.
 
     Dark: the mean over trunks; thin: each trunk, or of a single one a band of ± one standard error of the
     evaluation. Levels are drawn where a family has 2 to `MAX_LEVELS`, lowest to highest in one colour map.
@@ -88,7 +88,7 @@ def _near(mean: pd.Series) -> pd.Series:
 
 
 def _panels(table: pd.DataFrame) -> tuple[Figure, dict[tuple[str, str], Axes]]:
-    """The axes of (family, mean or levels): all families on the left, as high as all others together."""
+    """The axes of (family, mean or levels): their mean on the left, as high as all others together."""
     names = [name for name in dict.fromkeys(table["family"]) if name != ALL_FAMILIES]
     counts = table[table["near"].notna()].groupby("family")["level"].nunique()
     graded = [name for name in names if 2 <= counts.get(name, 0) <= MAX_LEVELS]
@@ -189,5 +189,14 @@ def _caption(families: pd.DataFrame, graded: bool) -> str:
     )
     return (
         f"Accuracy of the {suite} ({items}) along {of_trunks(families)} from random init, per task family. "
-        f"{lines}; dotted: chance.{levels if graded else ''}"
+        f"{_averaged(families)}{lines}; dotted: chance.{levels if graded else ''}"
     )
+
+
+def _averaged(families: pd.DataFrame) -> str:
+    """Which families the mean is of, where it leaves one out."""
+    lists = [names.split() for names in families["averaged"].unique()]
+    every = set(families["family"]) - {ALL_FAMILIES}
+    if len(lists) != 1 or set(lists[0]) == every:
+        return ""
+    return f"The mean is of {', '.join(lists[0])}. "
