@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test gpu check bench clean
+.PHONY: setup demo test gpu fault check bench clean
 
 setup: $(READY)
 
@@ -24,6 +24,9 @@ test: setup
 
 gpu: setup
 	$(BIN)/python -m pytest --numprocesses 0 -m gpu
+
+fault: setup
+	$(BIN)/python -m pytest -m fault
 
 check: setup
 	$(BIN)/ruff check .

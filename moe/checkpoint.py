@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_bytes
 
 from moe.config import ModelConfig
-from moe.files import atomic_directory, read_json, write_bytes, write_json
+from moe.files import atomic_directory, read_json, read_whole_json, write_bytes, write_json
 from moe.growth import Moments, Tensors
 from moe.plain import check, parse, to_plain
 
@@ -110,8 +110,11 @@ def load_description(directory: Path) -> Description:
 
 
 def _check_digests(directory: Path, *names: str) -> None:
-    """Of all files of a state, or of those named."""
-    for name, expected in read_json(directory / DONE)["sha256"].items():
+    """Of all files of a state, or of those named; what does not say its digests is no state either."""
+    done = read_whole_json(directory / DONE)
+    if done is None or not isinstance(done.get("sha256"), dict):
+        raise CorruptState(f"{directory / DONE} is not what was written")
+    for name, expected in done["sha256"].items():
         path = directory / name
         if (not names or name in names) and (not path.exists() or _sha256(path) != expected):
             raise CorruptState(f"{path} is not what was written")

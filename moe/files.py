@@ -36,26 +36,53 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+def read_whole_json(path: Path) -> dict[str, Any] | None:
+    """The object in `path`; None if it is missing or damaged, so that whoever wrote it writes it again."""
+    try:
+        return _parsed(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
 def to_line(value: dict[str, Any]) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def append_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    """Appends JSON lines and makes them durable."""
-    text = "".join(map(to_line, values))
-    if text:
-        with path.open("a") as file:
-            file.write(text)
-            file.flush()
+    """Appends JSON lines and makes them durable: all of them or, where that fails (a full disk), none."""
+    text = memoryview("".join(map(to_line, values)).encode())
+    if not text:
+        return
+    with path.open("ab", buffering=0) as file:  # a buffer would be written once more when the file is closed
+        size = file.tell()
+        try:
+            while text:
+                text = text[file.write(text) :]
             os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file; a last line that a crash cut short does not count."""
-    if not path.exists():
-        return []
-    text = path.read_bytes()
-    return [json.loads(line) for line in text[: text.rfind(b"\n") + 1].splitlines()]
+    """The whole lines of a file; one that a crash cut short or a disk damaged does not count."""
+    return [value for _, value in _whole_lines(path.read_bytes())] if path.exists() else []
+
+
+def _whole_lines(text: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line that is whole, with its newline, and what it says."""
+    for line in text.split(b"\n")[:-1]:
+        value = _parsed(line)
+        if value is not None:
+            yield line + b"\n", value
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def last_line(path: Path, window_bytes: int = 1 << 13) -> dict[str, Any] | None:
@@ -67,8 +94,10 @@ def last_line(path: Path, window_bytes: int = 1 << 13) -> dict[str, Any] | None:
                 start = max(0, size - window_bytes)
                 file.seek(start)
                 lines = file.read().split(b"\n")[:-1]
-                if len(lines) > 1 or (lines and start == 0):
-                    return json.loads(lines[-1])
+                for line in reversed(lines[1:] if start else lines):
+                    value = _parsed(line)
+                    if value is not None:
+                        return value
                 if start == 0:
                     return None
                 window_bytes *= 4
@@ -77,12 +106,11 @@ def last_line(path: Path, window_bytes: int = 1 << 13) -> dict[str, Any] | None:
 
 
 def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Drops the lines that `keep` refuses and a half-written last one; kept lines keep their bytes."""
+    """Drops the lines that `keep` refuses and those that are not whole; kept lines keep their bytes."""
     if not path.exists():
         return
     text = path.read_bytes()
-    lines = text[: text.rfind(b"\n") + 1].splitlines(keepends=True)
-    kept = b"".join(line for line in lines if keep(json.loads(line)))
+    kept = b"".join(line for line, value in _whole_lines(text) if keep(value))
     if kept != text:
         write_bytes(path, kept)
 

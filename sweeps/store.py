@@ -6,6 +6,7 @@ Importing this needs no torch.
 """
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moe.files import last_line, read_json, read_lines, write_json
+from moe.files import last_line, read_json, read_lines, read_whole_json, write_json
 from sweeps.trajectory import Kind, Trajectory, from_identity, parse_address
 
 VERSION = 1
+LOCK_S = 20.0  # the locks of whole folders are held for moments
 
 
 class Busy(Exception):
@@ -33,6 +35,7 @@ class Store:
         self._trajectories_path = str(self.root / "trajectories")
         self._scanned = 0
         self._folders: dict[str, Path] = {}
+        self._whole: set[str] = set()  # trajectories whose spec.json was looked at
         self._trajectories: dict[str, Trajectory] = {}
         self._evals: dict[str, tuple[Any, list[dict[str, Any]]]] = {}
         self._check()
@@ -58,10 +61,31 @@ class Store:
         try:
             for name in ("trajectories", "studies", "drivers"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            if not (self.root / "store.json").exists():
-                write_json(self.root / "store.json", {"version": VERSION})
+                probe = self.root / name / f".{socket.gethostname()}-{os.getpid()}.probe"
+                probe.touch()
+                probe.unlink()
+            with self._alone("trajectories"):
+                _sweep_up(self.root)
+                if not (self.root / "store.json").exists():
+                    write_json(self.root / "store.json", {"version": VERSION})
         except OSError as error:
             raise ValueError(f"launch.store={self.root} cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        """Holds the lock of a folder, which its writers hold for moments; ValueError after LOCK_S."""
+        lock = FileLock(self.root / name / ".lock")
+        try:
+            lock.acquire(timeout=LOCK_S)
+        except Timeout:
+            raise ValueError(
+                f"launch.store={self.root} is locked: another process has held {name}/.lock for "
+                f"{LOCK_S:.0f} s; wait for that run or end it, or choose another store"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     # -- trajectories ------------------------------------------------------------------------------------
 
@@ -73,7 +97,7 @@ class Store:
 
     def add(self, *trajectories: Trajectory) -> None:
         """Records trajectories and their ancestors; what is recorded already stays as it is."""
-        with FileLock(self.root / "trajectories" / ".lock"):
+        with self._alone("trajectories"):
             self._scan()
             for trajectory in trajectories:
                 self._add(trajectory)
@@ -81,10 +105,14 @@ class Store:
     def _add(self, trajectory: Trajectory) -> None:
         if trajectory.parent is not None:
             self._add(trajectory.parent.trajectory)
-        if trajectory.id in self._folders:
+        if trajectory.id in self._whole:
             return
+        self._whole.add(trajectory.id)
+        known = self._folders.get(trajectory.id)
+        if known is not None and read_whole_json(known / "spec.json") is not None:
+            return  # one that a disk damaged is written again
         name = f"{trajectory.kind}-{trajectory.slug}-{trajectory.id}"
-        folder = self.root / "trajectories" / name
+        folder = known or self.root / "trajectories" / name
         (folder / "states").mkdir(parents=True, exist_ok=True)
         spec = {
             "trajectory_id": trajectory.id,
@@ -119,7 +147,11 @@ class Store:
         return folder
 
     def spec(self, trajectory_id: str) -> dict[str, Any]:
-        return read_json(self._existing(trajectory_id) / "spec.json")
+        path = self._existing(trajectory_id) / "spec.json"
+        spec = read_whole_json(path)
+        if spec is None:
+            raise ValueError(f"{path} is damaged; run a study of it again, which writes it anew")
+        return spec
 
     def load(self, trajectory_id: str) -> Trajectory:
         """The trajectory rebuilt from its stored identity and that of its ancestors."""
@@ -163,8 +195,16 @@ class Store:
     def growth(self, trajectory_id: str) -> dict[str, Any] | None:
         """What was recorded when the trajectory's first state was grown; None for what never was."""
         folder = self.folder(trajectory_id)
-        path = folder / "states" / "growth.json" if folder else None
-        return read_json(path) if path and path.exists() else None
+        return read_whole_json(folder / "states" / "growth.json") if folder else None
+
+    def wanted_folder(self, trajectory_id: str) -> Path:
+        """Holds a file named after each step that somebody waits for while another writes the trajectory."""
+        return self._existing(trajectory_id) / "wanted"
+
+    def want(self, trajectory_id: str, step: int) -> None:
+        folder = self.wanted_folder(trajectory_id)
+        folder.mkdir(exist_ok=True)
+        (folder / str(step)).touch()
 
     # -- lines -------------------------------------------------------------------------------------------
 
@@ -197,8 +237,7 @@ class Store:
     def diverged(self, trajectory_id: str) -> int | None:
         """The step at which training diverged, if it did."""
         folder = self.folder(trajectory_id)
-        path = folder / "diverged.json" if folder else None
-        return read_json(path)["step"] if path and path.exists() else None
+        return (read_whole_json(folder / "diverged.json") or {}).get("step") if folder else None
 
     def wall_s(self, trajectory_id: str) -> float | None:
         """Seconds of work spent on a trajectory by all its attempts."""
@@ -219,17 +258,39 @@ class Store:
             return []
 
     def study(self, name: str) -> dict[str, Any]:
-        """{"cells", "plan", "summary"} of a study, None where a file is missing; ValueError if unknown."""
-        folder = self.root / "studies" / name
+        """{"cells", "plan", "summary"} of a study, None where a file is missing; ValueError if the study is
+        unknown or a file of it is damaged."""
         if name not in self.studies():
             known = ", ".join(self.studies()) or "none yet"
             raise ValueError(f"study={name} is not in {self.root}; it holds: {known}")
-        paths = {key: folder / f"{key}.json" for key in ("cells", "plan", "summary")}
-        return {key: read_json(path) if path.exists() else None for key, path in paths.items()}
+        for path in self.damaged(name):
+            raise ValueError(f"study={name}: {path} is damaged; run the study again, which writes it anew")
+        return self.earlier(name)
+
+    def earlier(self, name: str) -> dict[str, Any]:
+        """`study` as a run of it looks at it, that writes all of it anew: what is damaged is missing."""
+        return {key: read_whole_json(path) for key, path in self._study_paths(name).items()}
+
+    def damaged(self, name: str) -> list[str]:
+        """The files of a study that are there and cannot be read."""
+        paths = self._study_paths(name).values()
+        return [str(path) for path in paths if path.exists() and read_whole_json(path) is None]
+
+    def _study_paths(self, name: str) -> dict[str, Path]:
+        folder = self.root / "studies" / name
+        return {key: folder / f"{key}.json" for key in ("cells", "plan", "summary")}
 
     def write_study(self, name: str, **files: Any) -> None:
         """Replaces the named files (`cells`, `plan`, `summary`) of a study."""
         folder = self.root / "studies" / name
         folder.mkdir(parents=True, exist_ok=True)
-        for key, value in files.items():
-            write_json(folder / f"{key}.json", value)
+        with self._alone("studies"):
+            _sweep_up(folder)
+            for key, value in files.items():
+                write_json(folder / f"{key}.json", value)
+
+
+def _sweep_up(folder: Path) -> None:
+    """Under the lock of its writers a draft is a dead process's."""
+    for draft in folder.glob(".*.draft"):
+        draft.unlink()

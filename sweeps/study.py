@@ -70,6 +70,9 @@ def run_study(
     study = _Study(config, plan, store, executors)
     study.view.show_warnings([str(warning.message) for warning in caught])
     study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
+    study.view.show_warnings(
+        [f"{path} is damaged; it is written anew" for path in store.damaged(config.study_name)]
+    )
     study.view.show_warnings(_drift(config.study_name, plan, store))
     study.view.show_warnings(_replaced(config.study_name, plan, store))
     if config.plan is PlanMode.ONLY:
@@ -146,10 +149,10 @@ class _Study:
         try:
             executor = self.executors.get(self.config.launch) if self.plan.tasks else None
             self.store.prepare()
+            self.store.add(*self.plan.trajectories.values())
+            self._write()
         except ValueError as error:
             raise Refused(str(error)) from error
-        self.store.add(*self.plan.trajectories.values())
-        self._write()
         return executor
 
     def _execute(self, executor: Executor | None, is_stopping: Callable[[], bool]) -> None:
@@ -228,7 +231,7 @@ class _Study:
             "work_s": self.execution.work_s,
             "wall_s": wall_s,
         }
-        earlier = self.store.study(self.config.study_name)["summary"]
+        earlier = self.store.earlier(self.config.study_name)["summary"]
         return {
             **run,
             "runs": [*(earlier["runs"] if earlier else []), run],
@@ -318,7 +321,7 @@ def _check_collapse(plan: Plan) -> None:
 
 def _drift(study_name: str, plan: Plan, store: Store) -> list[str]:
     """Source is no part of an id (a VERSION is raised when numerics change): say so when it has changed."""
-    summary = store.study(study_name)["summary"] if study_name in store.studies() else None
+    summary = store.earlier(study_name)["summary"]
     made, now = (summary or {}).get("git_commit"), git_commit()
     if not plan.cached_tasks or made is None or now is None or made == now:
         return []
@@ -327,7 +330,7 @@ def _drift(study_name: str, plan: Plan, store: Store) -> list[str]:
 
 def _replaced(study_name: str, plan: Plan, store: Store) -> list[str]:
     """A study's list of cells is that of its last run: say so when it loses some."""
-    cells = store.study(study_name)["cells"] if study_name in store.studies() else None
+    cells = store.earlier(study_name)["cells"]
     lost = [row for row in (cells or {"cells": []})["cells"] if row["cell_id"] not in plan.cells]
     if not lost:
         return []
@@ -341,7 +344,7 @@ def _predict_s(plan: Plan, store: Store) -> float | None:
     """Seconds, from the fastest rate of FLOPs any run in this store has kept up for five seconds."""
     rates = []
     for name in store.studies():
-        summary = store.study(name)["summary"]
+        summary = store.earlier(name)["summary"]
         runs = summary["runs"] if summary else []
         rates += [run["spent_flops"] / run["wall_s"] for run in runs if run["wall_s"] > 5]
     return (plan.flops_todo + plan.flops_rewind) / max(rates) if any(rates) else None

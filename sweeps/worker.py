@@ -8,6 +8,7 @@ import contextlib
 import math
 import os
 import shutil
+import socket
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from moe.checkpoint import (
     CorruptState,
@@ -30,7 +32,7 @@ from moe.checkpoint import (
 from moe.data import Data, open_data
 from moe.diagnostics import sample_moments
 from moe.evaluate import Suite, evaluate
-from moe.files import append_lines, keep_lines, read_json, write_json
+from moe.files import append_lines, keep_lines, read_whole_json, write_json
 from moe.growth import Tensors, grow_moments, grow_weights
 from moe.growth_report import growth_report
 from moe.train import Diverged, Trainer, initial_state
@@ -64,30 +66,27 @@ class _Journal:
     """Counts of one attempt at a task."""
 
     trained_steps: int = 0
+    flops_per_step: float = 0.0
     evaluate_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
 
 def perform(order: Order, options: WorkerOptions) -> Outcome:
     """Does one task and never raises: an exception becomes a failed outcome with its traceback stored."""
-    begin, journal = time.perf_counter(), _Journal()
-    store, error = Store(options.store), None
+    begin, journal, error = time.perf_counter(), _Journal(), None
     try:
+        store = Store(options.store)
         with store.writing(order.trajectory_id) as folder:
             result, error = _attempt(order, options, store, folder, journal)
-            wall_s = time.perf_counter() - begin
-            if result is not Result.FAILED:
-                timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": round(wall_s, 3)}
-                timing["evaluate_s"] = round(journal.evaluate_s, 3)
-                append_lines(_attempt_folder(folder) / "timing.jsonl", [timing])
     except Busy:
         result = Result.BUSY
+        _ask_the_writer(options.store, order)
     except Exception:
         result, error = Result.FAILED, traceback.format_exc()
     return Outcome(
         task_id=order.task_id,
         result=result,
-        trained_flops=_flops(store, order, journal),
+        trained_flops=journal.trained_steps * journal.flops_per_step,
         wall_s=time.perf_counter() - begin,
         error=error,
         warnings=tuple(journal.warnings),
@@ -95,6 +94,28 @@ def perform(order: Order, options: WorkerOptions) -> Outcome:
 
 
 def _attempt(
+    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal
+) -> tuple[Result, str | None]:
+    """One attempt under the trajectory's lock, recorded in attempts/NN: log.txt when it begins and ends, and
+    timing.jsonl, or error.txt if it fails."""
+    begin, attempt = time.perf_counter(), _attempt_folder(folder)
+    _log(attempt, f"{order.task_id} begins on {options.device}, {options.threads} threads")
+    result, error = _result(order, options, store, folder, journal)
+    wall_s = round(time.perf_counter() - begin, 3)
+    _log(attempt, f"{order.task_id} {result}: {journal.trained_steps} steps in {wall_s} s")
+    try:
+        if result is Result.FAILED:
+            (attempt / "error.txt").write_text(f"{order.task_id}\n{error}")
+        else:
+            timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": wall_s}
+            timing["evaluate_s"] = round(journal.evaluate_s, 3)
+            append_lines(attempt / "timing.jsonl", [timing])
+    except OSError as full:  # what was trained is stored; only the account of it is not
+        journal.warnings.append(f"{attempt}: the attempt is not recorded ({full})")
+    return result, error
+
+
+def _result(
     order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal
 ) -> tuple[Result, str | None]:
     try:
@@ -108,9 +129,13 @@ def _attempt(
     except CorruptState as corrupt:
         return Result.LOST, str(corrupt)
     except Exception:
-        error = traceback.format_exc()
-        (_attempt_folder(folder) / "error.txt").write_text(f"{order.task_id}\n{error}")
-        return Result.FAILED, error
+        return Result.FAILED, traceback.format_exc()
+
+
+def _ask_the_writer(root: str, order: Order) -> None:
+    """Whoever writes the trajectory stores this step too when it gets there, so that nobody rewinds to it."""
+    with contextlib.suppress(Exception):  # a courtesy: without it the step is derived once more
+        Store(root).want(order.trajectory_id, order.step)
 
 
 class _Task:
@@ -118,6 +143,8 @@ class _Task:
         self.order, self.options, self.journal = order, options, journal
         self.store, self.folder = store, folder
         self.trajectory = store.load(order.trajectory_id)
+        self.wanted = store.wanted_folder(order.trajectory_id)
+        journal.flops_per_step = self.trajectory.flops_per_step
         identity = self.trajectory.root.identity
         self.data: Data = open_data(identity["data"], store.corpora)
         self.description = Description(self.trajectory.model, identity["data"], self.trajectory.train.seq_len)
@@ -129,6 +156,7 @@ class _Task:
     def run(self) -> None:
         self._sweep_up()
         state = self._starting_state()
+        self._mend_growth()
         trainer = self._trainer(state)
         if state.step < self.order.step:
             self.rewinds = any(step > state.step for step in self.store.stored_steps(self.trajectory.id))
@@ -145,11 +173,25 @@ class _Task:
         self._evaluate_suites(trainer)
 
     def _sweep_up(self) -> None:
-        """Under the lock whatever is half written is a dead process's: drafts, and a line cut short."""
-        for draft in [*self.folder.glob(".*.draft"), *self.folder.glob("states/.*.draft")]:
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+        """Under the lock whatever is half there is a dead process's: drafts, states, and a line cut short."""
+        states = [s for s in self.folder.glob("states/step_*") if not (s / "DONE.json").exists()]
+        for half in [*self.folder.glob(".*.draft"), *self.folder.glob("states/.*.draft"), *states]:
+            shutil.rmtree(half) if half.is_dir() else half.unlink()
         for name in ("metrics.jsonl", "evals.jsonl"):
             keep_lines(self.folder / name, lambda line: True)
+        for step in self.store.stored_steps(self.trajectory.id)[:-1]:
+            if self._is_transient(step) and step != self.order.step:
+                _remove_state(self.store.state_folder(self.trajectory.id, step))  # the next replaced it
+        self._set_aside_beyond_lines()
+
+    def _set_aside_beyond_lines(self) -> None:
+        """A stored state has all its lines. Where a disk lost some, both are derived again from below."""
+        lines = self.store.metrics(self.trajectory.id)
+        intact = next((i for i, line in enumerate(lines) if line["step"] != i + 1), len(lines))
+        for step in self.store.stored_steps(self.trajectory.id):
+            if step > intact:
+                folder = self.store.state_folder(self.trajectory.id, step)
+                self._set_aside(folder, f"{folder} has no line of metrics for step {intact + 1}")
 
     # -- where to start ----------------------------------------------------------------------------------
 
@@ -191,6 +233,27 @@ class _Task:
             self._report_growth(source, weights)
         return State(step=0, weights=weights, moments=moments)
 
+    def _mend_growth(self) -> None:
+        """What was recorded beside the first state is derived again if a disk damaged it."""
+        parent, harmed = self.trajectory.parent, self._harmed_growth()
+        if parent is None or not harmed:
+            return
+        self.journal.warnings.append(f"{self.folder / 'states' / harmed} is not what was written")
+        if parent.step in self.store.stored_steps(parent.trajectory.id):
+            self._grown_state()
+        else:  # no result depends on it
+            (self.folder / "states" / harmed).unlink(missing_ok=True)
+
+    def _harmed_growth(self) -> str | None:
+        """The name of the file beside the first state that should be there and cannot be read."""
+        if self.trajectory.kind is Kind.BRANCH and self._moments_before.exists():
+            try:
+                load_tensors(self._moments_before)
+            except (SafetensorError, OSError):
+                return self._moments_before.name
+        growth = self.folder / "states" / "growth.json"
+        return growth.name if growth.exists() and read_whole_json(growth) is None else None
+
     @property
     def _moments_before(self) -> Path:
         return self.folder / "states" / "moments_before.safetensors"
@@ -218,7 +281,7 @@ class _Task:
         }
         write_json(self.folder / "states" / "growth.json", record | report)
 
-    def _set_aside(self, folder: Path, corrupt: CorruptState) -> None:
+    def _set_aside(self, folder: Path, corrupt: CorruptState | str) -> None:
         aside = folder.with_name(f".corrupt-{folder.name}-{time.time_ns()}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(folder, aside)
@@ -273,7 +336,7 @@ class _Task:
                 if compare is None:
                     self._save(trainer, transient=True)
                 raise Stopped
-            if compare is None and self._is_kept(trainer.step):
+            if compare is None and (self._is_kept(trainer.step) or self._is_wanted(trainer.step)):
                 self._save(trainer)
                 saved = now
             elif compare is None and now - saved > self.options.checkpoint_s:
@@ -282,6 +345,9 @@ class _Task:
 
     def _is_kept(self, step: int) -> bool:
         return self.trajectory.parent is None and step % self.options.keep_every == 0
+
+    def _is_wanted(self, step: int) -> bool:
+        return os.path.exists(f"{self.wanted}/{step}")
 
     def _probe(self, trainer: Trainer) -> None:
         reading = self.order.reading
@@ -312,13 +378,13 @@ class _Task:
         return step in self.store.stored_steps(self.trajectory.id)
 
     def _is_transient(self, step: int) -> bool:
-        done = self.store.state_folder(self.trajectory.id, step) / "DONE.json"
-        return done.exists() and read_json(done)["transient"]
+        done = read_whole_json(self.store.state_folder(self.trajectory.id, step) / "DONE.json")
+        return done is not None and done.get("transient", False)
 
     def _save(self, trainer: Trainer, transient: bool = False) -> None:
         """Lines first, then the state: a stored state has all its lines."""
         self._flush()
-        transient = transient and not self._is_kept(trainer.step)
+        transient = transient and not self._is_kept(trainer.step) and not self._is_wanted(trainer.step)
         folder = self.store.state_folder(self.trajectory.id, trainer.step)
         save_state(
             folder,
@@ -329,6 +395,7 @@ class _Task:
             torch=torch.__version__,
             git_commit=self.options.git_commit,
         )
+        (self.wanted / str(trainer.step)).unlink(missing_ok=True)
         before, self.transient = self.transient, trainer.step if transient else None
         if before is not None and before != trainer.step:
             _remove_state(self.store.state_folder(self.trajectory.id, before))
@@ -367,7 +434,7 @@ def _attempt_folder(folder: Path) -> Path:
     return attempt
 
 
-def _flops(store: Store, order: Order, journal: _Journal) -> float:
-    if journal.trained_steps == 0:
-        return 0.0
-    return journal.trained_steps * store.load(order.trajectory_id).flops_per_step
+def _log(attempt: Path, event: str) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with contextlib.suppress(OSError), (attempt / "log.txt").open("a") as file:
+        file.write(f"{now} {socket.gethostname()} {os.getpid()}: {event}\n")

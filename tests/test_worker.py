@@ -1,10 +1,10 @@
 """One task at a time through the store: resume, kill, corruption, locks. All on real tiny training."""
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from moe.evaluate import Suite
-from moe.files import read_json
+from moe.files import append_lines, read_json
 from sweeps.outcome import Order, Reading, Result
 from sweeps.store import Store
 from sweeps.study import Refused, run_study
@@ -110,6 +110,68 @@ def test_a_checkpoint_that_becomes_a_tap_stays(trunk, tmp_path):
     do(3)
     assert store.stored_steps(trajectory.id) == [1, 3]
     assert read_json(store.state_folder(trajectory.id, 1) / "DONE.json")["transient"] is False
+
+
+def test_a_checkpoint_that_was_to_be_replaced_when_the_run_died_is_swept_up(trunk):
+    store, trajectory, do = trunk
+    do(3)
+    do(6)
+    done = store.state_folder(trajectory.id, 3) / "DONE.json"
+    done.write_text(json.dumps(read_json(done) | {"transient": True}))
+    do(6, [suite("full", 16)])
+    assert store.stored_steps(trajectory.id) == [6]
+
+
+def test_a_state_that_lost_its_lines_is_set_aside_and_both_are_derived_again(trunk):
+    store, trajectory, do = trunk
+    for step in (3, 6, 9):
+        do(step)
+    whole, path = science(store.folder(trajectory.id)), store.folder(trajectory.id) / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:4], lines[4][:20] + "\n", *lines[5:]]))
+    outcome = do(9)
+    assert outcome.result is Result.DONE
+    assert "no line of metrics for step 5" in outcome.warnings[0]
+    again = science(store.folder(trajectory.id))
+    assert again.items() <= whole.items()
+    assert {"metrics.jsonl", "states/step_00000009/optimizer.safetensors"} <= again.keys()
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"sha256": 3}'])
+def test_a_state_whose_digests_are_unreadable_is_corrupt(trunk, content):
+    store, trajectory, do = trunk
+    do(3)
+    do(6)
+    (store.state_folder(trajectory.id, 6) / "DONE.json").write_text(content)
+    outcome = do(6, [suite("full", 16)])
+    assert outcome.result is Result.DONE, outcome.error
+    assert "DONE.json is not what was written; set aside" in outcome.warnings[0]
+
+
+def test_a_step_that_another_run_waits_for_is_stored_on_the_way(trunk):
+    store, trajectory, do = trunk
+    with store.writing(trajectory.id):
+        assert do(5).result is Result.BUSY
+    do(9)
+    assert store.stored_steps(trajectory.id) == [5, 9]
+    assert do(5).trained_flops == 0
+    assert not list(store.wanted_folder(trajectory.id).iterdir())
+
+
+def test_an_attempt_keeps_a_log_of_its_beginning_and_its_end(trunk):
+    store, trajectory, do = trunk
+    do(3)
+    begins, ends = (store.folder(trajectory.id) / "attempts/01/log.txt").read_text().splitlines()
+    assert begins.endswith(f"{trajectory.id}@3 begins on cpu, 1 threads")
+    assert f"{trajectory.id}@3 done: 3 steps in " in ends
+
+
+def test_a_worker_whose_store_is_no_longer_one_fails_and_does_not_raise(trunk):
+    store, _, do = trunk
+    (store.root / "store.json").write_text("{")
+    outcome = do(3)
+    assert outcome.result is Result.FAILED
+    assert "store.json is not a store's" in outcome.error
 
 
 def test_trunks_keep_states_at_the_stated_interval(trunk):
@@ -305,49 +367,6 @@ def test_an_infinite_gradient_is_diverged_and_not_a_failure(store_root, tmp_path
     assert outcome.result is Result.DIVERGED
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import tiny
-from sweeps.study import run_study
-import moe.checkpoint, sweeps.worker
-count = 0
-{kind} = sweeps.worker.{kind}
-def counted(*args, **kwargs):
-    global count
-    count += 1
-    if count == {at}:
-        {how}
-    return {kind}(*args, **kwargs)
-sweeps.worker.{kind} = counted
-run_study([tiny.mapping(launch__store={root!r}, controls=["continued"])])
-"""
-
-
-@pytest.mark.parametrize(("kind", "at"), [("save_state", 2), ("evaluate", 3), ("append_lines", 9)])
-def test_a_killed_run_leaves_no_half_state_and_the_rerun_ends_with_the_same_bytes(tmp_path, kind, at):
-    """Killed before a state is written, between a state and its evaluation, and between two lines."""
-    mapping = tiny.mapping(controls=["continued"])
-    calm, killed = (
-        {**mapping, "launch": {**mapping["launch"], "store": str(tmp_path / name)}}
-        for name in ("calm", "killed")
-    )
-    run_study([calm])
-    script = KILLED.format(
-        tests=str(Path(__file__).parent),
-        root=str(tmp_path / "killed"),
-        at=at,
-        kind=kind,
-        how="os.kill(os.getpid(), signal.SIGKILL)",
-    )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == -9
-    assert run_study([killed]).exit_code == 0
-    folders = sorted((tmp_path / "calm" / "trajectories").glob("*-*"))
-    assert folders
-    for folder in folders:
-        assert science(folder) == science(tmp_path / "killed" / "trajectories" / folder.name), folder.name
-
-
 def test_a_refused_request_writes_nothing(tmp_path):
     with pytest.raises(Refused, match=r"growth.step=99"):
         run_study([tiny.mapping(launch__store=str(tmp_path / "store"), growth__step=99)])
@@ -358,6 +377,44 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path):
     (tmp_path / "store.json").write_text('{"version": 99}')
     with pytest.raises(ValueError, match="store version 99, newer than"):
         Store(tmp_path)
+
+
+def test_a_damaged_file_of_a_study_is_named_and_written_anew_by_the_next_run(tmp_path):
+    mapping = tiny.mapping(launch__store=str(tmp_path), trunk__steps=4, growth__step=2, controls=[])
+    run_study([mapping])
+    for name in ("cells", "plan", "summary"):
+        path = tmp_path / "studies" / "adhoc" / f"{name}.json"
+        path.write_text(path.read_text()[:99])
+        with pytest.raises(ValueError, match=f"{name}.json is damaged; run the study again"):
+            Store(tmp_path).study("adhoc")
+        assert run_study([mapping]).exit_code == 0
+        assert Store(tmp_path).study("adhoc")[name]
+
+
+def test_a_damaged_spec_is_named_and_written_anew(trunk):
+    store, trajectory, do = trunk
+    path = store.folder(trajectory.id) / "spec.json"
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"spec.json is damaged"):
+        Store(store.root).load(trajectory.id)
+    Store(store.root).add(trajectory)
+    assert Store(store.root).load(trajectory.id).id == trajectory.id
+    assert do(3).result is Result.DONE
+
+
+def test_lines_that_do_not_fit_on_the_disk_leave_none(tmp_path, monkeypatch):
+    path = tmp_path / "lines.jsonl"
+    append_lines(path, [{"step": 1}])
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            append_lines(path, [{"step": 2}, {"step": 3}])
+    append_lines(path, [{"step": 4}])
+    assert path.read_text() == '{"step":1}\n{"step":4}\n'
 
 
 def test_options_travel_as_plain_values():

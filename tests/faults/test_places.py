@@ -1,0 +1,54 @@
+"""Stores that cannot be written: a clear error within seconds, and nothing half done."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import injection
+import pytest
+import tiny
+from filelock import FileLock
+
+from sweeps.store import Store
+from sweeps.study import Refused, run_study
+
+
+def test_a_locked_store_is_refused_after_a_while(store_root, monkeypatch):
+    store, trajectory = Store(store_root), tiny.cell().trunk
+    store.prepare()
+    monkeypatch.setattr("sweeps.store.LOCK_S", 0.2)
+    with (
+        FileLock(store.root / "trajectories" / ".lock"),
+        pytest.raises(ValueError, match=r"is locked: another"),
+    ):
+        Store(store.root).add(trajectory)
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    """In a process without root's rights, for which there is no read-only folder."""
+    root = Path(tempfile.mkdtemp())  # a folder that another user may enter
+    Store(root).prepare()
+    for folder in (root / "trajectories", root / "studies", root / "drivers", root):
+        folder.chmod(0o555)
+
+    def prepare() -> int:
+        if os.geteuid() == 0:
+            os.setuid(65534)
+        with pytest.raises(ValueError, match="cannot be written: Permission denied"):
+            Store(root).prepare()
+        return 0
+
+    try:
+        assert injection.in_child(prepare) == (0, "")
+    finally:
+        for folder in (root, root / "trajectories", root / "studies", root / "drivers"):
+            folder.chmod(0o755)
+        shutil.rmtree(root)
+
+
+def test_a_study_in_a_locked_store_is_refused(store_root, monkeypatch):
+    monkeypatch.setattr("sweeps.store.LOCK_S", 0.2)
+    Store(store_root).prepare()
+    with FileLock(Path(store_root) / "studies" / ".lock"), pytest.raises(Refused, match=r"studies/.lock"):
+        run_study([tiny.mapping(launch__store=store_root)])
