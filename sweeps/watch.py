@@ -50,6 +50,7 @@ class Watch:
         self.plan, self.store, self.clock = plan, store, clock
         self.begin_s, self.polled_s = clock(), float("-inf")
         self.status = dict.fromkeys(plan.tasks, Status.TODO)
+        self.task_flops = {id: task.flops for id, task in plan.tasks.items()}
         self.tracks: dict[str, Track] = defaultdict(Track)
         for task in sorted(plan.tasks.values(), key=lambda task: task.step):
             self.tracks[task.trajectory.id].tasks.append(task)
@@ -125,9 +126,9 @@ class Watch:
         done = left = 0.0
         for id, status in self.status.items():
             if status is Status.DONE:
-                done += self.plan.tasks[id].flops
+                done += self.task_flops[id]
             elif status not in _OVER:
-                left += self.plan.tasks[id].flops
+                left += self.task_flops[id]
         running = sum(
             track.running_steps * self.plan.trajectories[id].flops_per_step
             for id, track in self.running.items()
