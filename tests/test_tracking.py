@@ -1,6 +1,7 @@
 """Weights & Biases as a mirror, with real offline files."""
 
 import json
+import re
 import struct
 
 import pytest
@@ -173,3 +174,11 @@ def test_a_command_that_cannot_be_done_says_why_and_writes_nothing(here, tmp_pat
     with pytest.raises(ValueError, match=message):
         tracking.main(words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commands_of_the_page_are_understood():
+    from sweeps.tracking import _parse
+
+    page = (tiny.ROOT / "docs" / "tracking.md").read_text()
+    commands = re.findall(r"^python -m sweeps.tracking publish (.*)$", page, flags=re.MULTILINE)
+    assert [_parse(command.split())["study"] for command in commands] == ["adhoc", "adhoc"]
