@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sweeps.cell import BRANCH, Cell
 from sweeps.config import Control
 from sweeps.execute import Execution, Status
 from sweeps.growth import OperatorConfig
+from sweeps.live import LiveTree
 from sweeps.outcome import Outcome
 from sweeps.plan import Plan, Task
 from sweeps.store import Store
@@ -72,9 +72,9 @@ class View:
     @contextmanager
     def running(self, plan: Plan) -> Iterator[Observer]:
         """Gives the observer that the driver tells of every change of a task."""
-        if self.console.is_terminal:
-            with _Bars(plan, self.store, self.console) as bars:
-                yield bars.observe
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            with LiveTree(self.study_name, plan, self.store, self.console) as tree:
+                yield tree.observe
         else:
             yield _Lines(plan, self.console).observe
 
@@ -98,8 +98,8 @@ class View:
         self.console.print(f"{self.study_name}: cells {counts}; {spent}; stored in {self.store.root}")
         for task_id, error in execution.errors.items():
             if execution.status.get(task_id) is Status.FAILED:
-                last = error.strip().splitlines()[-1] if error.strip() else "unknown error"
-                self.console.print(f"failed: {describe(plan.tasks[task_id])}: {last}")
+                what = describe(plan.tasks[task_id])
+                self.console.print(f"failed: {what}: {_last_line(error)}", markup=False, soft_wrap=True)
                 self.console.print(
                     f"        traceback in {self.store.folder(task_id.split('@')[0])}/attempts"
                 )
@@ -132,6 +132,10 @@ def describe(task: Task) -> str:
     return f"{' '.join(words)}: {verb + ' ' if verb else ''}to step {task.step}"
 
 
+def _last_line(error: str) -> str:
+    return error.strip().splitlines()[-1] if error.strip() else "unknown error"
+
+
 class _Lines:
     """One line for each task that ended."""
 
@@ -149,66 +153,9 @@ class _Lines:
             return
         self.ended += 1
         seconds = f" in {outcome.wall_s:.1f} s" if outcome else ""
-        self.console.print(
-            f"[{self.ended}/{self.total}] {status.value}: {describe(task)}{seconds}", markup=False
-        )
-
-
-class _Bars(Progress):
-    """A bar for the whole study and one for each running task, read from the store's own lines."""
-
-    def __init__(self, plan: Plan, store: Store, console: Console):
-        # rich renders once while it is being made: what rendering reads must be there before.
-        self.store = store
-        self.flops_done = 0.0
-        self.of_task: dict[str, tuple[Any, Task]] = {}
-        self.ended, self.count = 0, len(plan.tasks)
-        self.whole: Any = None
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-            console=console,
-            refresh_per_second=4,
-            speed_estimate_period=120,
-        )
-        total = max(1.0, plan.flops_todo + plan.flops_rewind)
-        self.whole = self.add_task("study", total=total, note=f"0/{self.count} tasks")
-
-    def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
-        with self._lock:  # the refreshing thread reads what is changed here
-            self._observe(task, status)
-
-    def _observe(self, task: Task, status: Status) -> None:
-        if status is Status.RUNNING:
-            bar = self.add_task(describe(task), total=max(1, task.step - task.start), note="")
-            self.of_task[task.id] = (bar, task)
-            return
-        if task.id in self.of_task:
-            self.remove_task(self.of_task.pop(task.id)[0])
-        if status not in (Status.TODO, Status.WAITING):
-            self.ended += 1
-            self.flops_done += task.flops
-            self.console.print(f"{status.value}: {describe(task)}", markup=False)
-
-    def get_renderables(self) -> Iterator[Any]:
-        with self._lock:
-            self._poll()
-            yield from super().get_renderables()
-
-    def _poll(self) -> None:
-        running = 0.0
-        for bar, task in self.of_task.values():
-            line = self.store.last_metric(task.trajectory.id)
-            if line and task.start <= line["step"] <= task.step:
-                done = line["step"] - task.start
-                running += done * task.trajectory.flops_per_step
-                self.update(bar, completed=done, note=f"loss {line['loss']:.3f}")
-        if self.whole is not None:
-            done, note = self.flops_done + running, f"{self.ended}/{self.count} tasks"
-            self.update(self.whole, completed=done, note=note)
+        why = f": {_last_line(outcome.error)}" if outcome and outcome.error else ""
+        line = f"[{self.ended}/{self.total}] {status.value}: {describe(task)}{seconds}{why}"
+        self.console.print(line, markup=False, soft_wrap=True)
 
 
 def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:

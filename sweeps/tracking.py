@@ -1,79 +1,107 @@
 """Weights & Biases as a mirror of the store: one run a trajectory. Never a source for analysis.
 
-The only module that imports wandb. The driver publishes from the store, so workers need no network.
+The only module that imports wandb. The driver publishes from the store, so workers need no network. By hand:
+`python -m sweeps.tracking publish study=NAME [launch.store=DIR] [tracking.mode=online] [tracking.project=P]`
 """
 
+import os
+import re
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import wandb
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from moe.files import read_json, write_json
-from sweeps.config import TrackingConfig
+from moe.plain import check, digest, parse
+from sweeps.config import TrackingConfig, TrackingMode
 from sweeps.store import Store
 from sweeps.trajectory import Kind, Trajectory
 
+_DEFAULTS = Path(__file__).parent.parent / "conf" / "tracking" / "wandb.yaml"
+
 
 def publish(store: Store, study: str, tracking: TrackingConfig) -> int:
-    """Mirrors every trajectory of a study; returns how many had something new.
+    """Mirrors every trajectory of a study that has lines; returns how many were not mirrored as they are.
 
-    A run's id is the trajectory's, its group the trunk's. What was published is remembered beside the
-    trajectory, so publishing again adds only what is new, late evaluations of early states included.
+    A run's id is the trajectory's, its group the trunk's. A run is always published whole, and without
+    `resume`: W&B then replaces what it has under that id, so no point can be there twice, whatever was
+    published, interrupted or forgotten before. Offline the run's earlier folder gives way to the new one.
     """
-    cells = store.study(study)["cells"]["cells"]
-    trunks = {part["trajectory_id"]: row["trunk_id"] for row in cells for part in row["path"]}
-    return sum(_publish_one(store, id, trunk, study, tracking) for id, trunk in trunks.items())
+    cells = store.study(study)["cells"]
+    check(cells is not None, f"study={study} has no cells.json in {store.root}; run the study again")
+    trunks = {part["trajectory_id"]: row["trunk_id"] for row in cells["cells"] for part in row["path"]}
+    known = [id for id in trunks if store.folder(id) is not None]
+    return sum(_publish_one(store, id, trunks[id], study, tracking) for id in known)
 
 
 def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, tracking: TrackingConfig) -> bool:
-    folder = store.folder(trajectory_id)
+    folder, points = store.folder(trajectory_id), _points(store, trajectory_id)
     assert folder is not None
-    record_path = folder / "wandb.json"
-    record = read_json(record_path) if record_path.exists() else {}
-    key = f"{tracking.mode}/{tracking.project}"
-    seen = record.get(key, {"step": 0, "evals": [], "studies": []})
-    metrics = [line for line in store.metrics(trajectory_id) if line["step"] > seen["step"]]
-    evals = [line for line in store.evals(trajectory_id) if _address(line) not in seen["evals"]]
-    if not metrics and not evals and study in seen["studies"]:
+    if not points:
         return False
-    trajectory = store.load(trajectory_id)
-    studies = sorted({*seen["studies"], study})
+    record_path = folder / "wandb.json"
+    records = read_json(record_path) if record_path.exists() else {}
+    key = f"{tracking.mode}/{tracking.project}"
+    before = records.get(key, {})
+    studies, config = sorted({*before.get("studies", []), study}), _config(store, store.load(trajectory_id))
+    fingerprint = digest({"points": points, "studies": studies, "config": config, "trunk": trunk})
+    earlier = Path(before["folder"]) if before.get("folder") else None
+    if before.get("fingerprint") == fingerprint and (earlier is None or earlier.exists()):
+        return False
     run = wandb.init(
         id=trajectory_id,
         name=folder.name,
         project=tracking.project,
         group=trunk,
-        job_type=trajectory.kind.value,
+        job_type=store.load(trajectory_id).kind.value,
         tags=studies,
-        config=_config(store, trajectory),
+        config=config,
         mode=tracking.mode.value,
-        resume="allow",
+        dir=os.environ.get("WANDB_DIR") or os.getcwd(),  # wandb's own default is that of its first run
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
     )
-    run.define_metric("*", step_metric="step")
-    run.define_metric("eval/*", step_metric="eval/step")
-    for line in metrics:
-        run.log(_flat(line))
-    for line in evals:
-        run.log(_scores(line))
+    run.define_metric("*", step_metric="step", step_sync=False)
+    run.define_metric("eval/*", step_metric="eval/step", step_sync=False)
+    for place, point in enumerate(points):
+        run.log(point, step=place)
+    files = Path(run.dir).parent
     run.finish()
-    last = metrics[-1]["step"] if metrics else seen["step"]
-    known = seen["evals"] + [_address(line) for line in evals]
-    write_json(record_path, {**record, key: {"step": last, "evals": known, "studies": studies}})
+    record: dict[str, Any] = {"fingerprint": fingerprint, "studies": studies, "folder": None}
+    if tracking.mode is TrackingMode.OFFLINE:
+        record["folder"] = str(files.resolve())
+    records[key] = record
+    write_json(record_path, records)
+    if tracking.mode is TrackingMode.OFFLINE:
+        in_use = {Path(each["folder"]) for each in records.values() if each.get("folder")}
+        _remove({*files.resolve().parent.iterdir(), *filter(None, [earlier])} - in_use, trajectory_id)
     return True
 
 
-def _address(line: dict[str, Any]) -> str:
-    return f"{line['step']}/{line['eval_id']}"
+def _remove(folders: set[Path], trajectory_id: str) -> None:
+    """Removes a run's offline folders among these: its points are all in a newer one, or it was cut short."""
+    for folder in folders:
+        if re.fullmatch(rf"offline-run-\w+-{trajectory_id}", folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _points(store: Store, trajectory_id: str) -> list[dict[str, Any]]:
+    """Every stored line as it is published, by step; an evaluation follows what was logged at its step."""
+    metrics = [(line["step"], 0, _flat(line)) for line in store.metrics(trajectory_id)]
+    evals = [(line["step"], 1, _scores(line)) for line in store.evals(trajectory_id)]
+    return [point for _, _, point in sorted([*metrics, *evals], key=lambda entry: entry[:2])]
 
 
 def _scores(line: dict[str, Any]) -> dict[str, Any]:
-    """An evaluation on an axis of its own: it may come after later steps were logged."""
+    """An evaluation on an axis of its own: several suites may have been asked at one step."""
     names = ("acc", "acc_se", "chance", "prob_right", "loss")
     scores = {f"eval/{line['suite']}/{name}": line[name] for name in names}
     families = {f"eval/{line['suite']}/acc/{family}": f["acc"] for family, f in line["families"].items()}
-    return {"eval/step": line["step"], **scores, **families}
+    return {"eval/step": line["step"], "eval/id": line["eval_id"], **scores, **families}
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:
@@ -111,3 +139,55 @@ def _sunk_flops(trajectory: Trajectory) -> float:
             sunk = line.parent.flops
         line = line.parent.trajectory
     return sunk
+
+
+# -- the command -----------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str]) -> None:
+    """Does what the first word says; ValueError for people."""
+    command, *overrides = arguments or [""]
+    match command:
+        case "publish":
+            _publish_command(overrides)
+        case _:
+            raise ValueError(f"{command or 'no command'} is not a command; choose publish")
+
+
+def _publish_command(overrides: list[str]) -> None:
+    asked = _parse(overrides)
+    store, tracking = Store(str(asked["launch"]["store"])), asked["tracking"]
+    known = ", ".join(store.studies()) or "none yet"
+    check(asked["study"] is not None, f"study is missing; {store.root} holds: {known}; try study=NAME")
+    count = publish(store, str(asked["study"]), parse(TrackingConfig, tracking, "tracking"))
+    where = f"{tracking['mode']}, project {tracking['project']}"
+    print(f"{asked['study']}: {count} runs published ({where}); the others were as they are stored")
+
+
+def _parse(overrides: list[str]) -> dict[str, Any]:
+    """key=value words over the defaults; an unknown key is a ValueError that names those there are."""
+    defaults = {"study": None, "launch": {"store": "store"}, "tracking": OmegaConf.load(_DEFAULTS)}
+    config = OmegaConf.create(defaults)
+    OmegaConf.set_struct(config, True)
+    for word in overrides:
+        key, equals, _ = word.partition("=")
+        check(bool(equals), f"{word} is not key=value; try publish study=NAME")
+        try:
+            config.merge_with_dotlist([word])
+        except OmegaConfBaseException as error:
+            keys = "study, launch.store, tracking.mode, tracking.project"
+            raise ValueError(f"{key} is not a key here; choose among {keys}") from error
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(name): value for name, value in plain.items()}
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        print(f"refused: {error}", file=sys.stderr)
+        sys.exit(2)
+    except wandb.Error as error:  # not logged in, or not reached: what was published stays, the rest is to do
+        print(f"Weights & Biases: {error}; the same command publishes the rest", file=sys.stderr)
+        sys.exit(1)

@@ -11,9 +11,17 @@ from sweeps import progress
 from sweeps.study import run_study
 
 
-def seen(monkeypatch, terminal: bool, **fields) -> str:
+def seen(monkeypatch, terminal: bool, term: str = "xterm", **fields) -> str:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=terminal, width=140, highlight=False, color_system=None)
+    console = Console(
+        file=text,
+        force_terminal=terminal,
+        width=140,
+        height=40,
+        highlight=False,
+        color_system=None,
+        _environ={"TERM": term},
+    )
     monkeypatch.setattr(progress, "_console", lambda: console)
     steps = fields.pop("steps", (4, 8))
     run_study([tiny.mapping(growth__step=step, **fields) for step in steps])
@@ -28,13 +36,31 @@ def test_a_pipe_gets_one_line_for_each_task(monkeypatch, store_root):
     assert "\x1b" not in text
 
 
-def test_a_terminal_gets_bars_with_the_loss(monkeypatch, store_root):
+def test_a_terminal_gets_the_tree_as_it_grows(monkeypatch, store_root):
     monkeypatch.setattr("sweeps.worker.FLUSH_S", 0.0)
-    text = seen(monkeypatch, True, launch__store=store_root, steps=(200,), trunk__steps=200)
-    assert "trunk seed 0: to step 200" in text
-    assert "━" in text
-    assert "/8 tasks" in text
-    assert "loss " in text
+    monkeypatch.setattr("sweeps.live.REFRESH_HZ", 10.0)
+    text = seen(monkeypatch, True, launch__store=store_root, steps=(30,), trunk__steps=30)
+    assert re.search(r"trunk seed 0 +▸ running +━* +\d+/\d+", text)
+    assert re.search(r"└ @\d+ anneal +✓ done +━+ +\d+/\d+ +acc 0\.\d{3}", text)
+    assert "tasks 8/8" in text
+    assert "100%" in text
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch, store_root):
+    text = seen(monkeypatch, True, term="dumb", launch__store=store_root, steps=(4,))
+    assert text.count("] done: ") == int(re.search(r"tasks +(\d+) to do", text)[1])
+    assert "running" not in text
+
+
+def test_a_line_says_why_a_task_failed(monkeypatch, store_root):
+    def broken(*_):
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr("sweeps.worker.grow_weights", broken)
+    text = seen(monkeypatch, False, launch__store=store_root, launch__max_attempts=1, steps=(4,))
+    lines = [line for line in text.splitlines() if "] failed: " in line]
+    assert lines
+    assert all(line.endswith(": RuntimeError: no such operator") for line in lines)
 
 
 def test_the_end_shows_every_cell_with_its_controls(monkeypatch, store_root):
