@@ -87,6 +87,13 @@ def test_diagnostics_are_of_the_whole_batch(tmp_path):
     assert first["router_entropy"] == pytest.approx(alone["router_entropy"], abs=2e-6)
 
 
+def test_ranks_divide_the_rows_of_a_batch():
+    batch = batches(0)
+    shares = [Ranks(rank, 4).rows(batch) for rank in range(4)]
+    assert [len(share) for share in shares] == [1] * 4
+    assert np.array_equal(np.concatenate(shares), batch)
+
+
 def test_ranks_keep_the_same_bytes(tmp_path):
     (_, first), (_, second) = on_ranks(tmp_path / "two", lambda ranks: train(ranks, 10))
     assert all(torch.equal(tensors(first)[name], tensors(second)[name]) for name in tensors(first))
