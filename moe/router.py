@@ -16,14 +16,26 @@ from moe.config import Gate, ModelConfig
 
 
 class Routing(NamedTuple):
-    """Where each token goes. The losses are scalars, `load_E` the share of slots of each expert."""
+    """Where each token goes. The losses are scalars, `load_E` the share of slots of each expert, `probs_E`
+    its mean probability."""
 
     gates_Nk: Tensor
     experts_Nk: Tensor
     load_balance_loss: Tensor
     z_loss: Tensor
     load_E: Tensor
+    probs_E: Tensor
     entropy: Tensor
+
+    def of_whole_batch(self, experts_Nk: Tensor, entropy: Tensor) -> "Routing":
+        """The same where `experts_Nk` are those of all the batch's tokens, of which ours are a part."""
+        load_E = _load(experts_Nk, len(self.load_E))
+        return self._replace(
+            experts_Nk=experts_Nk,
+            load_E=load_E,
+            load_balance_loss=_load_balance(load_E, self.probs_E),
+            entropy=entropy,
+        )
 
 
 def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) -> Routing:
@@ -34,7 +46,7 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
     unchanged when every expert and k are multiplied alike.
     """
     logits_NE = logits_NE.float()
-    num_tokens, num_experts = logits_NE.shape
+    num_experts = logits_NE.shape[1]
     match config.gate:
         case Gate.SOFTMAX | Gate.SOFTMAX_RENORMALISED:
             scores_NE = probs_NE = logits_NE.softmax(-1)
@@ -63,16 +75,25 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
     if config.capacity_factor is not None:
         gates_Nk = gates_Nk * _within_capacity(experts_Nk, num_experts, config.capacity_factor)
 
-    load_E = torch.bincount(experts_Nk.reshape(-1), minlength=num_experts) / (num_tokens * config.top_k)
+    load_E, probs_E = _load(experts_Nk, num_experts), probs_NE.mean(0)
     z_N = torch.logsumexp(logits_NE, -1) - math.log(num_experts)
     return Routing(
         gates_Nk=gates_Nk,
         experts_Nk=experts_Nk,
-        load_balance_loss=num_experts * (load_E * probs_NE.mean(0)).sum(),
+        load_balance_loss=_load_balance(load_E, probs_E),
         z_loss=z_N.square().mean(),
         load_E=load_E,
+        probs_E=probs_E,
         entropy=-torch.special.xlogy(probs_NE.detach(), probs_NE.detach()).sum(-1).mean(),
     )
+
+
+def _load(experts_Nk: Tensor, num_experts: int) -> Tensor:
+    return torch.bincount(experts_Nk.reshape(-1), minlength=num_experts) / experts_Nk.numel()
+
+
+def _load_balance(load_E: Tensor, probs_E: Tensor) -> Tensor:
+    return len(load_E) * (load_E * probs_E).sum()
 
 
 def _best_groups_only(scores_NE: Tensor, config: ModelConfig) -> Tensor:

@@ -16,6 +16,7 @@ from moe.config import LearningRate, ModelConfig, Precision, TrainConfig
 from moe.diagnostics import DIAGNOSE_EVERY, diagnose, moment_cosines
 from moe.growth import Moments, Tensors
 from moe.model import MoETransformer
+from moe.parallel import ALONE, Ranks
 from moe.router import Routing
 
 
@@ -28,10 +29,11 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """AdamW on one trajectory; bitwise reproducible on CPU at a fixed number of threads.
+    """AdamW on one trajectory; bitwise reproducible on CPU at a fixed number of threads and ranks.
 
-    `batches(step)` gives the tokens [B, T+1] of update `step` (from 0). For the diagnostics, `num_copies`
-    says how many experts have one origin, and `moments_before` is what `sample_moments` kept at growth.
+    `batches(step)` gives the tokens [B, T+1] of update `step` (from 0), of which each of `ranks` takes its
+    rows; weights, moments and lines are the same on all. For the diagnostics, `num_copies` says how many
+    experts have one origin, and `moments_before` is what `sample_moments` kept at growth.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Trainer:
         device: str = "cpu",
         num_copies: int = 1,
         moments_before: Tensors | None = None,
+        ranks: Ranks = ALONE,
     ):
+        self.ranks = ranks
         self.num_copies, self.moments_before = num_copies, moments_before
         self.train, self.learning_rate, self.batches, self.device = train, learning_rate, batches, device
         self.step = state.step
@@ -87,12 +91,16 @@ class Trainer:
         lr = self.learning_rate.at(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        tokens_BT1 = torch.from_numpy(self.batches(self.step)).to(self.device)
+        tokens_BT1 = torch.from_numpy(self.ranks.rows(self.batches(self.step))).to(self.device)
         with autocast(self.train.precision, self.device):
             loss, routings = language_loss(self.model, tokens_BT1)
+            routings = self.ranks.whole(routings)
             load_balance, z = _router_losses(routings, loss)
         total = loss + self.train.load_balance_coef * load_balance + self.train.z_loss_coef * z
         total.backward()
+        self.ranks.average_([p.grad for p in self.model.parameters() if p.grad is not None])
+        loss, load_balance, z = loss.detach(), load_balance.detach(), z.detach()
+        self.ranks.average_([loss, load_balance, z])
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

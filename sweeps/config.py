@@ -101,10 +101,15 @@ class LaunchConfig:
             self.workers is None or self.workers > 0,
             f"launch.workers={self.workers} must be above 0, or null",
         )
+        given = self.gpus_per_run
         check(
-            self.gpus_per_run is None or 0 <= self.gpus_per_run <= 1,
-            f"launch.gpus_per_run={self.gpus_per_run} must lie in 0..1 (one GPU or a share of it), "
-            "or be null",
+            given is None or 0 <= given <= 1 or (given > 1 and given == int(given)),
+            f"launch.gpus_per_run={given} must be a share of one GPU (0..1), a whole number of them, or null",
+        )
+        check(
+            self.ranks == 1 or self.executor is ExecutorKind.RAY,
+            f"launch.gpus_per_run={given} makes {self.ranks} processes of a run, and launch=serial has one; "
+            "choose launch=ray, or at most 1",
         )
         check(
             self.device in ("auto", "cpu", "cuda"), f"launch.device={self.device}; choose auto, cpu or cuda"
@@ -113,6 +118,11 @@ class LaunchConfig:
             self.address == "local" or self.address == "auto" or ":" in self.address,
             f"launch.address={self.address}; choose local, auto or HOST:PORT",
         )
+
+    @property
+    def ranks(self) -> int:
+        """Processes that share each batch of a run: one, or one a GPU when a run has several."""
+        return max(1, int(self.gpus_per_run or 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +177,7 @@ class SweepConfig:
             "finite: choose continue or replay",
         )
         check(self.seed >= 0, f"seed={self.seed} must not be negative")
+        self._check_ranks()
         check(
             self.model.vocab_size >= self.data.vocab_size,
             f"model.vocab_size={self.model.vocab_size} is below data.vocab_size={self.data.vocab_size}; "
@@ -175,6 +186,20 @@ class SweepConfig:
         check(
             re.fullmatch(r"\w[\w.-]*", self.study_name) is not None,
             f"study_name={self.study_name!r} must be letters, digits, '_', '-' and '.'",
+        )
+
+    def _check_ranks(self) -> None:
+        """How a run is split must not change what is trained."""
+        ranks, batch_size = self.launch.ranks, self.train.batch_size
+        check(
+            batch_size % ranks == 0,
+            f"launch.gpus_per_run={ranks} does not divide train.batch_size={batch_size}: each GPU takes "
+            "as many sequences of a batch; choose a divisor of it",
+        )
+        check(
+            ranks == 1 or self.model.capacity_factor is None,
+            f"launch.gpus_per_run={ranks} with model.capacity_factor={self.model.capacity_factor}: which "
+            "slots are dropped depends on the whole batch; choose at most 1, or model.capacity_factor=null",
         )
 
 

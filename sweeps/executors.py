@@ -6,11 +6,13 @@ Its workers look at `drivers/<run>.alive` each step: when that file is gone they
 import atexit
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from sweeps.config import ExecutorKind, LaunchConfig
 from sweeps.execute import Executor
 from sweeps.provenance import git_commit
+from sweeps.room import need
 
 
 class Executors:
@@ -73,12 +75,15 @@ def _is_running(pid: int) -> bool:
 
 
 def _make(launch: LaunchConfig, alive: Path) -> Executor:
+    if launch.ranks > 1:
+        raise ValueError(
+            f"launch.gpus_per_run={launch.ranks}: a sweep cannot split a run yet; choose at most 1, or null"
+        )
     from sweeps.worker import WorkerOptions
 
-    device, gpus_per_run = _device(launch)
     options = WorkerOptions(
         store=str(Path(launch.store).resolve()),
-        device=device,
+        device=launch.device,
         threads=launch.threads,
         keep_every=launch.keep_every,
         checkpoint_s=launch.checkpoint_s,
@@ -88,33 +93,15 @@ def _make(launch: LaunchConfig, alive: Path) -> Executor:
     if launch.executor is ExecutorKind.SERIAL:
         from sweeps.serial import SerialExecutor
 
-        return SerialExecutor(options)
+        return SerialExecutor(replace(options, device=need(launch, _num_gpus()).device))
     from sweeps.ray import RayExecutor
 
-    slots = launch.workers or _slots(launch, gpus_per_run)
-    return RayExecutor(options, slots=slots, gpus_per_run=gpus_per_run, address=launch.address)
+    if launch.address == "local":
+        return RayExecutor(launch, options, num_cpus=os.cpu_count() or 1, num_gpus=_num_gpus())
+    return RayExecutor(launch, options)
 
 
-def _device(launch: LaunchConfig) -> tuple[str, float]:
-    """The device of a run and the GPUs it takes."""
+def _num_gpus() -> int:
     import torch
 
-    found = torch.cuda.is_available()
-    if launch.device == "cuda" and not found:
-        raise ValueError("launch.device=cuda, but torch finds no GPU; choose auto or cpu")
-    use = found and launch.device != "cpu"
-    gpus_per_run = launch.gpus_per_run if launch.gpus_per_run is not None else (1.0 if use else 0.0)
-    if gpus_per_run > 0 and not use:
-        raise ValueError(
-            f"launch.gpus_per_run={gpus_per_run:g}, but runs go to the CPU here; set it to 0 or null"
-        )
-    return ("cuda" if use else "cpu"), gpus_per_run
-
-
-def _slots(launch: LaunchConfig, gpus_per_run: float) -> int:
-    """As many workers as the machine has room for: by GPUs if runs use them, else by cores."""
-    if gpus_per_run > 0:
-        import torch
-
-        return max(1, int(torch.cuda.device_count() / gpus_per_run))
-    return max(1, (os.cpu_count() or 1) // launch.threads)
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

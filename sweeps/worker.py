@@ -35,10 +35,11 @@ from moe.evaluate import Suite, evaluate
 from moe.files import append_lines, keep_lines, read_whole_json, write_json
 from moe.growth import Tensors, grow_moments, grow_weights
 from moe.growth_report import growth_report
+from moe.parallel import ALONE, Ranks
 from moe.train import Diverged, Trainer, initial_state
 from sweeps.outcome import Order, Outcome, Result
 from sweeps.store import Busy, Store
-from sweeps.trajectory import Kind
+from sweeps.trajectory import Kind, Trajectory
 
 _PROBE_SEQUENCES = 4  # of each family, on which a growth is measured
 FLUSH_S = 0.5  # metrics reach the disk, and with it the live view, this often
@@ -65,24 +66,30 @@ class Stopped(Exception):
 class _Journal:
     """Counts of one attempt at a task."""
 
+    has_begun: bool = False  # the other ranks know what to start from
     trained_steps: int = 0
     flops_per_step: float = 0.0
     evaluate_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
 
-def perform(order: Order, options: WorkerOptions) -> Outcome:
-    """Does one task and never raises: an exception becomes a failed outcome with its traceback stored."""
+def perform(order: Order, options: WorkerOptions, ranks: Ranks = ALONE) -> Outcome:
+    """Does one task and never raises: an exception becomes a failed outcome with its traceback stored.
+
+    Of several ranks this is the first, which the others `follow`.
+    """
     begin, journal, error = time.perf_counter(), _Journal(), None
     try:
         store = Store(options.store)
         with store.writing(order.trajectory_id) as folder:
-            result, error = _attempt(order, options, store, folder, journal)
+            result, error = _attempt(order, options, store, folder, journal, ranks)
     except Busy:
         result = Result.BUSY
         _ask_the_writer(options.store, order)
     except Exception:
         result, error = Result.FAILED, traceback.format_exc()
+    if not journal.has_begun:
+        ranks.send(None)
     return Outcome(
         task_id=order.task_id,
         result=result,
@@ -93,14 +100,32 @@ def perform(order: Order, options: WorkerOptions) -> Outcome:
     )
 
 
+def follow(order: Order, options: WorkerOptions, ranks: Ranks) -> None:
+    """What another rank does of a task: its rows of each batch, from the state and as long as the first says.
+
+    Diverges when the first does: both see the same loss.
+    """
+    state = ranks.receive()
+    if state is None:
+        return
+    store = Store(options.store)
+    trajectory = store.load(order.trajectory_id)
+    data = open_data(trajectory.root.identity["data"], store.corpora)
+    trainer = _trainer(trajectory, data, state, options.device, ranks)
+    with contextlib.suppress(Diverged):
+        for _ in trainer.steps(order.step):
+            if trainer.step < order.step and not ranks.goes_on():
+                return
+
+
 def _attempt(
-    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal
+    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal, ranks: Ranks
 ) -> tuple[Result, str | None]:
     """One attempt under the trajectory's lock, recorded in attempts/NN: log.txt when it begins and ends, and
     timing.jsonl, or error.txt if it fails."""
     begin, attempt = time.perf_counter(), _attempt_folder(folder)
     _log(attempt, f"{order.task_id} begins on {options.device}, {options.threads} threads")
-    result, error = _result(order, options, store, folder, journal)
+    result, error = _result(order, options, store, folder, journal, ranks)
     wall_s = round(time.perf_counter() - begin, 3)
     _log(attempt, f"{order.task_id} {result}: {journal.trained_steps} steps in {wall_s} s")
     try:
@@ -116,10 +141,10 @@ def _attempt(
 
 
 def _result(
-    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal
+    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal, ranks: Ranks
 ) -> tuple[Result, str | None]:
     try:
-        _Task(order, options, store, folder, journal).run()
+        _Task(order, options, store, folder, journal, ranks).run()
         return Result.DONE, None
     except Stopped:
         return Result.STOPPED, None
@@ -139,8 +164,16 @@ def _ask_the_writer(root: str, order: Order) -> None:
 
 
 class _Task:
-    def __init__(self, order: Order, options: WorkerOptions, store: Store, folder: Path, journal: _Journal):
-        self.order, self.options, self.journal = order, options, journal
+    def __init__(
+        self,
+        order: Order,
+        options: WorkerOptions,
+        store: Store,
+        folder: Path,
+        journal: _Journal,
+        ranks: Ranks = ALONE,
+    ):
+        self.order, self.options, self.journal, self.ranks = order, options, journal, ranks
         self.store, self.folder = store, folder
         self.trajectory = store.load(order.trajectory_id)
         self.wanted = store.wanted_folder(order.trajectory_id)
@@ -157,11 +190,14 @@ class _Task:
         self._sweep_up()
         state = self._starting_state()
         self._mend_growth()
-        trainer = self._trainer(state)
+        before = load_tensors(self._moments_before) if self._moments_before.exists() else None
+        trainer = _trainer(self.trajectory, self.data, state, self.options.device, self.ranks, before)
         if state.step < self.order.step:
             self.rewinds = any(step > state.step for step in self.store.stored_steps(self.trajectory.id))
             if not self.rewinds:
                 self._forget_beyond(state.step)
+            self.journal.has_begun = True
+            self.ranks.send(state)
             try:
                 self._train(trainer)
             finally:
@@ -298,50 +334,33 @@ class _Task:
 
     # -- training ----------------------------------------------------------------------------------------
 
-    def _trainer(self, state: State) -> Trainer:
-        train = self.trajectory.train
-        seed, start, stream = self.trajectory.seed, self.trajectory.data_start, self.trajectory.stream
-
-        def batches(step: int) -> Any:
-            return self.data.batch(seed, start + step, train.batch_size, train.seq_len, stream=stream)
-
-        return Trainer(
-            self.trajectory.model,
-            train,
-            self.trajectory.learning_rate,
-            batches,
-            state,
-            self.options.device,
-            num_copies=self.trajectory.num_copies,
-            moments_before=load_tensors(self._moments_before) if self._moments_before.exists() else None,
-        )
-
     def _train(self, trainer: Trainer) -> None:
         saved = flushed = time.monotonic()
         compare = self._stored_losses() if self.rewinds else None
         for line in trainer.steps(self.order.step):
-            self.journal.trained_steps += 1
-            if compare is not None:
-                self._compare(line, compare)
-            else:
-                self.pending.append(line)
-                self._probe(trainer)
-            now = time.monotonic()
-            if now - flushed > FLUSH_S:
-                self._flush()
-                flushed = now
-            if trainer.step == self.order.step:
-                break
-            if not os.path.exists(self.options.alive):
-                if compare is None:
+            with self.ranks.between_steps(is_last=trainer.step == self.order.step):
+                self.journal.trained_steps += 1
+                if compare is not None:
+                    self._compare(line, compare)
+                else:
+                    self.pending.append(line)
+                    self._probe(trainer)
+                now = time.monotonic()
+                if now - flushed > FLUSH_S:
+                    self._flush()
+                    flushed = now
+                if trainer.step == self.order.step:
+                    break
+                if not os.path.exists(self.options.alive):
+                    if compare is None:
+                        self._save(trainer, transient=True)
+                    raise Stopped
+                if compare is None and (self._is_kept(trainer.step) or self._is_wanted(trainer.step)):
+                    self._save(trainer)
+                    saved = now
+                elif compare is None and now - saved > self.options.checkpoint_s:
                     self._save(trainer, transient=True)
-                raise Stopped
-            if compare is None and (self._is_kept(trainer.step) or self._is_wanted(trainer.step)):
-                self._save(trainer)
-                saved = now
-            elif compare is None and now - saved > self.options.checkpoint_s:
-                self._save(trainer, transient=True)
-                saved = now
+                    saved = now
 
     def _is_kept(self, step: int) -> bool:
         return self.trajectory.parent is None and step % self.options.keep_every == 0
@@ -416,6 +435,33 @@ class _Task:
             raise Diverged(trainer.step, scores["loss"], "the held-out loss is not finite")
         line = {"step": trainer.step, "eval_id": suite.eval_id, "suite": suite.name, **marks, **scores}
         append_lines(self.folder / "evals.jsonl", [line])
+
+
+def _trainer(
+    trajectory: Trajectory,
+    data: Data,
+    state: State,
+    device: str,
+    ranks: Ranks,
+    moments_before: Tensors | None = None,
+) -> Trainer:
+    train = trajectory.train
+    seed, start, stream = trajectory.seed, trajectory.data_start, trajectory.stream
+
+    def batches(step: int) -> np.ndarray:
+        return data.batch(seed, start + step, train.batch_size, train.seq_len, stream=stream)
+
+    return Trainer(
+        trajectory.model,
+        train,
+        trajectory.learning_rate,
+        batches,
+        state,
+        device,
+        num_copies=trajectory.num_copies,
+        moments_before=moments_before,
+        ranks=ranks,
+    )
 
 
 def _remove_state(folder: Path) -> None:

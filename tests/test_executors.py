@@ -100,7 +100,7 @@ def test_a_dead_ray_worker_is_replaced_and_its_task_done_again(tmp_path, ray_exe
 
     def wait(self, timeout_s):
         if not kills and any(root.glob("trajectories/*/metrics.jsonl")):
-            worker, _ = next(iter(self._running.values()))
+            worker = self._busy[0].workers[0]
             kills.append(worker)
             ray.kill(worker, no_restart=True)
         return original(self, timeout_s)
@@ -249,7 +249,7 @@ def test_a_sweeper_that_asks_in_batches_may_repeat_itself(tmp_path):
 
 
 @pytest.mark.parametrize(("field", "value", "words"), [
-    ("launch__address", "127.0.0.1:1", "nobody answers there"),
+    ("launch__address", "127.0.0.1:1", "nobody answers at"),
     ("launch__device", "cuda", "torch finds no GPU"),
     ("launch__gpus_per_run", 0.5, "runs go to the CPU here"),
 ])  # fmt: skip

@@ -1,0 +1,85 @@
+"""A real Ray cluster of three nodes on this machine, joined as any other; its GPUs are only counted.
+
+With launch.device=cpu and launch.gpus_per_run runs are placed by GPUs and computed on CPUs.
+"""
+
+import time
+
+import pytest
+from test_executors import mappings, science
+
+from sweeps.config import parse_sweep
+from sweeps.executors import Executors
+from sweeps.store import Store
+from sweeps.study import run_study
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def on_gpus(root, address: str, gpus_per_run: float = 1, **fields):
+    """Cells whose runs are placed by GPUs that Ray only counts."""
+    fields = {"launch__address": address, "launch__device": "cpu", "launch__workers": None, **fields}
+    return mappings(str(root), "ray", launch__gpus_per_run=gpus_per_run, **fields)
+
+
+@pytest.fixture
+def cluster():
+    """Three nodes, each of 2 CPUs and one GPU that is not there."""
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 2, "num_gpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    for _ in range(2):
+        cluster.add_node(**node)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.fixture
+def executors(monkeypatch):
+    monkeypatch.setattr("sweeps.ray.START_S", 120.0)  # six times torch on a busy machine
+    executors = Executors()
+    yield executors
+    executors.close()
+
+
+def test_a_sweep_joins_a_cluster_and_takes_its_room(tmp_path, cluster, executors):
+    calm, root = tmp_path / "calm", tmp_path / "root"
+    assert run_study(mappings(str(calm), "serial")).exit_code == 0
+    joined = on_gpus(root, cluster.address)
+    assert run_study(joined, executors).exit_code == 0
+    assert executors.get(parse_sweep(joined[0]).launch).slots == 3  # GPUs of the cluster, not of the driver
+    assert science(root) == science(calm)
+
+
+def test_the_work_of_a_lost_node_is_done_on_those_that_are_left(tmp_path, cluster, executors, monkeypatch):
+    """Two slots on three nodes. One node is killed: its worker finds room on the third. Another is: it does
+    not, and the sweep ends with one worker, and with the bytes of an undisturbed one."""
+    from sweeps.ray import RayExecutor
+
+    calm, root, killed = tmp_path / "calm", tmp_path / "root", []
+    more = {"trunk__steps": 40, "budget__extra_flops": 2e8}
+    original = RayExecutor.wait
+
+    def wait(self, timeout_s):
+        outcomes = original(self, timeout_s)
+        busy = [slot for slot in self._busy if slot.nodes[0] != cluster.head_node.node_id]
+        if len(killed) == 2 or not busy or not any(root.glob("trajectories/*/metrics.jsonl")):
+            return outcomes
+        (node,) = [node for node in cluster.worker_nodes if node.node_id == busy[0].nodes[0]]
+        killed.append(node.node_id)
+        cluster.remove_node(node, allow_graceful=False)
+        begin = time.monotonic()
+        while len(killed) == 1 and not (self._idle and killed[0] not in self._idle[-1].nodes):
+            outcomes += original(self, 0.2)  # until another has taken its place
+            assert time.monotonic() - begin < 120
+        return outcomes
+
+    monkeypatch.setattr(RayExecutor, "wait", wait)
+    result = run_study(on_gpus(root, cluster.address, launch__workers=2, **more), executors)
+    assert len(killed) == 2
+    assert [cell.status for cell in result.cells] == ["done"] * 4
+    warnings = Store(root).study("adhoc")["summary"]["warnings"]
+    assert sum("a worker was lost" in warning for warning in warnings) == 2
+    run_study(mappings(str(calm), "serial", **more))
+    assert science(root) == science(calm)
