@@ -42,6 +42,7 @@ def test_optuna_finds_the_best_of_what_is_done_and_never_what_diverged(tmp_path)
         final[cell["states"]["final"][1], cell["eval_id"], cell["cell_id"]] for cell in cells["done"]
     ]
     assert cells["diverged"]
+    assert found is not None
     assert found["best_value"] == min(accuracies)
     assert found["best_params"]["growth.lr"] == 0.004
     trunk = cells["done"][0]["trunk_id"]
