@@ -154,3 +154,11 @@ def test_what_was_trained_before_a_rewind_does_not_count_as_its_progress():
     seen.set(task, Status.RUNNING)
     seen.at(1.0, task, 1000, 3.0)  # the store's last line lies beyond the task
     assert next(line for line in seen.screen() if line.startswith("trunk")).split()[-3] == "0/15"
+
+
+def test_an_error_longer_than_the_terminal_takes_one_line():
+    seen = Seen(width=40)
+    seen.set(seen.tasks(Kind.TRUNK)[0], Status.FAILED, "RuntimeError: " + "long " * 40)
+    last = seen.screen()[-1]
+    assert last.startswith("✗ trunk seed 0: RuntimeError: long")
+    assert last.endswith("…")
