@@ -89,9 +89,10 @@ OWN = {  # each cell of these is Hydra's own work
         ["growth=chain", "growth.then.lr=1", "growth.then=null"],
         ["growth=chain", "growth.then.lr=2", "growth.then=null"],
     ],
-    "a value and what is added to it": [
+    "a value and what deletes it": [["growth.lr=1", "~growth.lr"], ["growth.lr=2", "~growth.lr"]],
+    "a value and what overrides it": [
         ["growth.step=4", "++growth={step: 5}"],
-        ["growth.step=6", "++growth={step: 7}"],
+        ["growth.step=6", "++growth={step: 5}"],
     ],
 }
 

@@ -64,16 +64,18 @@ class Composer:
             and not override.is_hydra_override()
             and _KEY.fullmatch(key) is not None
             and _is_literal(override.value())
-            and not self._is_group(key)
+            and not self._chooses(override)
         )
 
-    def _is_group(self, key: str) -> bool:
-        return "/" in key or ("." not in key and key in _groups(self._loader))
+    def _chooses(self, override: Override) -> bool:
+        """Whether it picks a group's option; a dictionary is a value, whatever the key."""
+        key = override.key_or_group
+        is_group = override.package is not None or "/" in key or key in _groups(self._loader)
+        return is_group and not isinstance(override.value(), dict)
 
     def _are_separate(self, parsed: Sequence[Override], values: dict[str, Any]) -> bool:
         """Whether no override reaches into what a plain value sets: then their order does not matter."""
-        keys = [o.key_or_group for o in parsed if o.package is None and not self._is_group(o.key_or_group)]
-        keys = [f"{key}." for key in keys]
+        keys = [f"{each.key_or_group}." for each in parsed if not self._chooses(each)]
         for value_key in (f"{key}." for key in values):
             if sum(key.startswith(value_key) or value_key.startswith(key) for key in keys) > 1:
                 return False
