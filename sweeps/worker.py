@@ -34,6 +34,7 @@ from moe.files import append_lines, keep_lines, read_json, write_json
 from moe.growth import Tensors, grow_moments, grow_weights
 from moe.growth_report import growth_report
 from moe.train import Diverged, Trainer, initial_state
+from sweeps.machine import machine
 from sweeps.outcome import Order, Outcome, Result
 from sweeps.store import Busy, Store
 from sweeps.trajectory import Kind
@@ -79,6 +80,7 @@ def perform(order: Order, options: WorkerOptions) -> Outcome:
             if result is not Result.FAILED:
                 timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": round(wall_s, 3)}
                 timing["evaluate_s"] = round(journal.evaluate_s, 3)
+                timing |= machine(options.device, options.threads)
                 append_lines(_attempt_folder(folder) / "timing.jsonl", [timing])
     except Busy:
         result = Result.BUSY

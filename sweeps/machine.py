@@ -1,0 +1,76 @@
+"""What a run's speed depends on besides its model: the processor, the threads, torch, and the room there is.
+
+No torch here where no GPU can be meant: a plan is printed without it.
+"""
+
+import ctypes
+import os
+import platform
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Any
+
+from sweeps.config import ExecutorKind, LaunchConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a plan runs: `slots` tasks at a time, each on `gpus_per_run` GPUs of this `machine`."""
+
+    machine: dict[str, Any]
+    slots: int
+    gpus_per_run: float
+
+
+def place_of(launch: LaunchConfig) -> Place:
+    """The place that an executor for `launch` would find here; what is missing here is not refused yet."""
+    from sweeps.executors import _device, _slots
+
+    try:
+        device, gpus_per_run = _device(launch) if _may_use_gpu(launch) else ("cpu", 0.0)
+    except ValueError:  # asked for what this machine has not: a plan may be read where it does not run
+        device, gpus_per_run = "elsewhere", launch.gpus_per_run or 0.0
+    slots = 1 if launch.executor is ExecutorKind.SERIAL else launch.workers or _slots(launch, gpus_per_run)
+    return Place(machine=machine(device, launch.threads), slots=slots, gpus_per_run=gpus_per_run)
+
+
+def machine(device: str, threads: int) -> dict[str, Any]:
+    """What makes seconds comparable, as it stands beside them: equal machines, equal speeds."""
+    return {
+        "processor": processor(device),
+        "device": device,
+        "threads": threads,
+        "torch": version("torch"),
+    }
+
+
+@lru_cache(maxsize=4)
+def processor(device: str) -> str:
+    """The name of the processor that does the work."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        lines = []
+    names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _may_use_gpu(launch: LaunchConfig) -> bool:
+    """False only if torch cannot find a GPU: asking it costs seconds, most of a small plan's time."""
+    if launch.device == "cuda" or (launch.gpus_per_run or 0) > 0:
+        return True
+    if launch.device == "cpu" or version("torch").endswith("+cpu"):
+        return False
+    if "rocm" in version("torch") or platform.system() != "Linux":
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")  # NVIDIA's driver
+    except OSError:
+        return False
+    return True
