@@ -1,6 +1,7 @@
 """The whole configuration of a sweep as one frozen dataclass: WHAT is asked for (WHAT to train, which taps)
 and HOW it is run. Only WHAT reaches an identity."""
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -81,6 +82,22 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LimitConfig:
+    """HOW: what a plan may cost before it is refused; it stands in the budget section, and in no identity.
+
+    Work of this plan alone counts (to do and rewind), not what is stored; null is no limit.
+    """
+
+    max_flops: float | None
+    max_hours: float | None
+
+    def __post_init__(self) -> None:
+        for name in ("max_flops", "max_hours"):
+            value = getattr(self, name)
+            check(value is None or value >= 0, f"budget.{name}={value} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LaunchConfig:
     """HOW: where and with what; none of it is part of any identity."""
 
@@ -94,6 +111,7 @@ class LaunchConfig:
     max_attempts: int
     keep_every: int
     checkpoint_s: float
+    speed_file: str | None
 
     def __post_init__(self) -> None:
         check_positive(self, "launch", "threads", "max_attempts", "keep_every", "checkpoint_s")
@@ -144,6 +162,7 @@ class SweepConfig:
     trunk: TrunkConfig
     growth: GrowthConfig
     budget: BudgetConfig
+    limit: LimitConfig
     evaluate: EvaluateConfig
     controls: tuple[Control, ...]
     seed: int
@@ -208,7 +227,6 @@ _SECTIONS: dict[str, Any] = {
     "train": TrainConfig,
     "trunk": TrunkConfig,
     "growth": GrowthConfig,
-    "budget": BudgetConfig,
     "evaluate": EvaluateConfig,
     "launch": LaunchConfig,
     "tracking": TrackingConfig,
@@ -223,15 +241,16 @@ _PLAIN: dict[str, Any] = {
 
 def parse_sweep(mapping: dict[str, Any]) -> SweepConfig:
     """Makes a SweepConfig of a resolved configuration; every fault is a ValueError with the field's path."""
-    known = {*_SECTIONS, *_PLAIN, "data"}
+    known = {*_SECTIONS, *_PLAIN, "budget", "data"}
     unknown = sorted(set(mapping) - known)
     check(not unknown, f"unknown key {', '.join(unknown)}; the top level has: {', '.join(sorted(known))}")
     missing = sorted(known - {"plan"} - set(mapping))
     check(not missing, f"missing key {', '.join(missing)}")
     sections = {name: _parse_section(name, _text(mapping[name])) for name in _SECTIONS}
+    budget, limit = _parse_budget_section(_text(mapping["budget"]))
     data, at_growth = _parse_data_section(_text(mapping["data"]))
     plain = {name: parse(cls, mapping[name], name) for name, cls in _PLAIN.items() if name in mapping}
-    return SweepConfig(**sections, **plain, data=data, at_growth=at_growth)
+    return SweepConfig(**sections, **plain, budget=budget, limit=limit, data=data, at_growth=at_growth)
 
 
 # Most sections are the same in all cells of a grid: each distinct text of one is parsed once.
@@ -241,6 +260,15 @@ _text = json.JSONEncoder().encode
 @lru_cache(maxsize=4096)
 def _parse_section(name: str, text: str) -> Any:
     return parse(_SECTIONS[name], json.loads(text), name)
+
+
+@lru_cache(maxsize=4096)
+def _parse_budget_section(text: str) -> tuple[BudgetConfig, LimitConfig]:
+    section = json.loads(text)
+    check(isinstance(section, dict), f"budget={section!r} must be a group of keys")
+    names = [f.name for f in dataclasses.fields(LimitConfig)]
+    limit = {name: section.pop(name) for name in names if name in section}
+    return parse(BudgetConfig, section, "budget"), parse(LimitConfig, limit, "budget")
 
 
 @lru_cache(maxsize=64)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from sweeps.config import ExecutorKind, LaunchConfig
 from sweeps.execute import Executor
+from sweeps.machine import num_gpus
 from sweeps.provenance import git_commit
 from sweeps.room import need
 
@@ -93,15 +94,9 @@ def _make(launch: LaunchConfig, alive: Path) -> Executor:
     if launch.executor is ExecutorKind.SERIAL:
         from sweeps.serial import SerialExecutor
 
-        return SerialExecutor(replace(options, device=need(launch, _num_gpus()).device))
+        return SerialExecutor(replace(options, device=need(launch, num_gpus()).device))
     from sweeps.ray import RayExecutor
 
     if launch.address == "local":
-        return RayExecutor(launch, options, num_cpus=os.cpu_count() or 1, num_gpus=_num_gpus())
+        return RayExecutor(launch, options, num_cpus=os.cpu_count() or 1, num_gpus=num_gpus())
     return RayExecutor(launch, options)
-
-
-def _num_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

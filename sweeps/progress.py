@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sweeps.cell import BRANCH, Cell
 from sweeps.config import Control
+from sweeps.cost import CALIBRATE, Prediction
 from sweeps.execute import Execution, Status
 from sweeps.growth import OperatorConfig
 from sweeps.live import LiveTree
@@ -33,12 +34,9 @@ class View:
 
     # -- before ------------------------------------------------------------------------------------------
 
-    def show_plan(self, plan: Plan, predicted_s: float | None) -> None:
+    def show_plan(self, plan: Plan, prediction: Prediction) -> None:
         numbers = plan.summary()
         todo = numbers["flops_todo"] + numbers["flops_rewind"]
-        time_text = (
-            "time unknown: nothing has run in this store" if predicted_s is None else _duration(predicted_s)
-        )
         table = Table.grid(padding=(0, 2))
         table.add_row("study", self.study_name)
         cells = f"{numbers['cells']} requested, {numbers['controls']} controls"
@@ -53,7 +51,7 @@ class View:
             f"{numbers['flops_rewind']:.3g} to rewind",
         )
         if todo:
-            table.add_row("expected", f"{time_text}; {_bytes(plan.disk_bytes)} of states")
+            table.add_row("expected", f"{expected(prediction)}; {_bytes(plan.disk_bytes)} of states")
         self.console.print(table)
         if plan.flops_lost_to_cosine > 0:
             self.console.print(
@@ -106,6 +104,28 @@ class View:
         if stopped or statuses["failed"] or statuses["blocked"] or statuses["todo"]:
             why = "stopped; states are saved. To go on" if stopped else "To try again what failed"
             self.console.print(f"{why}: {shlex.join(['python', *sys.argv])}", soft_wrap=True)
+
+    def show_cost(self, prediction: Prediction, wall_s: float) -> None:
+        """What was predicted, against what it took."""
+        if not prediction.wall_s:
+            self.console.print(f"time: {_duration(wall_s)}; none was predicted")
+        else:
+            ratio = wall_s / prediction.wall_s
+            self.console.print(
+                f"time: {_duration(wall_s)}, {ratio:.2f} of the predicted {_duration(prediction.wall_s)}"
+            )
+
+
+def expected(prediction: Prediction) -> str:
+    """What a plan will take, in words, and what these seconds do not hold."""
+    if prediction.wall_s is None:
+        return f"time unknown: no speed of {'; '.join(prediction.unknown)} ({CALIBRATE})"
+    workers = "1 worker" if prediction.slots == 1 else f"{prediction.slots} workers"
+    words = f"{_duration(prediction.wall_s)} with {workers}"
+    if prediction.gpu_hours is not None:
+        words += f", {prediction.gpu_hours:.3g} GPU-hours"
+    left_out = " and ".join(prediction.leaves_out)
+    return words + (f", {left_out} left out (never measured)" if left_out else "")
 
 
 def describe(task: Task) -> str:

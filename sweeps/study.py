@@ -15,14 +15,17 @@ from typing import Any
 
 from moe.data import open_data
 from sweeps.cell import Cell, data_json, resolve
-from sweeps.config import PlanMode, SweepConfig, TrackingKind, parse_sweep
+from sweeps.config import LaunchConfig, PlanMode, SweepConfig, TrackingKind, parse_sweep
+from sweeps.cost import Prediction, check_limit, predict
 from sweeps.execute import Execution, Executor, Status, execute
 from sweeps.executors import Executors
+from sweeps.machine import place_of
 from sweeps.plan import Plan, make_plan
 from sweeps.preparation import prepare_corpora
 from sweeps.progress import View
 from sweeps.provenance import git_commit, versions
 from sweeps.row import row, unique_tokens
+from sweeps.speed import known_speeds, known_start_s, shape_of
 from sweeps.store import Store
 
 REPLANS = 5  # rounds in which corrupt states are set aside and derived again
@@ -67,14 +70,22 @@ def run_study(
             _check_collapse(plan)
     except ValueError as error:
         raise Refused(str(error)) from error
-    study = _Study(config, plan, store, executors)
+    try:
+        prediction = _predict(plan, store, config.launch)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    study = _Study(config, plan, store, prediction, executors)
     study.view.show_warnings([str(warning.message) for warning in caught])
-    study.view.show_plan(plan, predicted_s=_predict_s(plan, store))
+    study.view.show_plan(plan, prediction)
     study.view.show_warnings(
         [f"{path} is damaged; it is written anew" for path in store.damaged(config.study_name)]
     )
     study.view.show_warnings(_drift(config.study_name, plan, store))
     study.view.show_warnings(_replaced(config.study_name, plan, store))
+    try:
+        check_limit(config.limit, plan, prediction)  # the plan stands above: what is too much can be seen
+    except ValueError as error:
+        raise Refused(str(error)) from error
     if config.plan is PlanMode.ONLY:
         return StudyResult(cells=[], exit_code=0, planned_only=True)
     try:
@@ -120,12 +131,20 @@ def plan_study(mappings: list[dict[str, Any]]) -> tuple[SweepConfig, Store, Plan
 
 
 class _Study:
-    def __init__(self, config: SweepConfig, plan: Plan, store: Store, executors: Executors | None):
-        self.config, self.plan, self.store = config, plan, store
+    def __init__(
+        self,
+        config: SweepConfig,
+        plan: Plan,
+        store: Store,
+        prediction: Prediction,
+        executors: Executors | None,
+    ):
+        self.config, self.plan, self.store, self.prediction = config, plan, store, prediction
         self.own_executors = executors is None
         self.executors = executors or Executors()
         self.view = View(config.study_name, store)
         self.begin = time.time()
+        self.start_s = 0.0  # of this, to make the executor and start its workers
         self.execution = Execution(status=dict.fromkeys(plan.tasks, Status.TODO))
         self.cached = {cell.id for cell in plan.cells.values() if self._status(cell) == "done"}
         self.before = plan  # the plan as it was printed; `plan` is made anew when a state was lost
@@ -147,7 +166,8 @@ class _Study:
     def _executor(self) -> Executor | None:
         """The executor, if there is work for one, and then the store's folders: the last place to refuse."""
         try:
-            executor = self.executors.get(self.config.launch) if self.plan.tasks else None
+            with self._starting():
+                executor = self.executors.get(self.config.launch) if self.plan.tasks else None
             self.store.prepare()
             self.store.add(*self.plan.trajectories.values())
             self._write()
@@ -160,7 +180,8 @@ class _Study:
             return
         if not is_stopping():
             try:
-                self.executors.start()
+                with self._starting():
+                    self.executors.start()
             except ValueError as error:
                 raise Refused(str(error)) from error
         for _ in range(REPLANS):
@@ -179,6 +200,12 @@ class _Study:
             if Status.LOST not in execution.status.values() or execution.stopped:
                 return
             self.plan = make_plan(self.plan.requested, self.store)
+
+    @contextlib.contextmanager
+    def _starting(self) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.start_s += time.perf_counter() - begin
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[Callable[[], bool]]:
@@ -211,9 +238,12 @@ class _Study:
             facts["status"] = self._status(cell)
             rows.append(facts)
         name = self.config.study_name
-        self.store.write_study(name, cells={"study": name, "cells": rows}, plan=self.before.summary())
+        self.store.write_study(name, cells={"study": name, "cells": rows}, plan=self._plan_summary())
         if summary:
             self.store.write_study(name, summary=self._summary(rows))
+
+    def _plan_summary(self) -> dict[str, Any]:
+        return {**self.before.summary(), "prediction": self.prediction.summary()}
 
     def _summary(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Counts are of cells, controls included; `runs` holds every run of the study, this one last."""
@@ -230,6 +260,10 @@ class _Study:
             "planned_flops": self._planned_flops(),
             "work_s": self.execution.work_s,
             "wall_s": wall_s,
+            "predicted_s": self.prediction.wall_s,
+            "start_s": self.start_s,
+            "executor": self.config.launch.executor.value,
+            "slots": self.prediction.slots,
         }
         earlier = self.store.earlier(self.config.study_name)["summary"]
         return {
@@ -276,6 +310,8 @@ class _Study:
         statuses = Counter(self._status(cell) for cell in self.plan.cells.values())
         by_id = {result.cell_id: result for result in results}
         self.view.show_end(self.plan, self.execution, statuses, by_id, self._planned_flops(), stopping)
+        if self.plan.tasks and not stopping:
+            self.view.show_cost(self.prediction, time.time() - self.begin)
         self._track()
         failed = len(self.plan.cells) - statuses["done"] - statuses["diverged"]
         return StudyResult(cells=results, exit_code=130 if stopping else 1 if failed else 0)
@@ -308,6 +344,10 @@ def _check_together(configs: list[SweepConfig]) -> None:
             a, b = getattr(first, section), getattr(config, section)
             if a != b:
                 raise ValueError(f"{section} differs between cells ({a} and {b}); it cannot be swept")
+        for name in ("max_flops", "max_hours"):
+            a, b = getattr(first.limit, name), getattr(config.limit, name)
+            if a != b:
+                raise ValueError(f"budget.{name} differs between cells ({a} and {b}); it cannot be swept")
 
 
 def _check_collapse(plan: Plan) -> None:
@@ -340,11 +380,14 @@ def _replaced(study_name: str, plan: Plan, store: Store) -> list[str]:
     ]
 
 
-def _predict_s(plan: Plan, store: Store) -> float | None:
-    """Seconds, from the fastest rate of FLOPs any run in this store has kept up for five seconds."""
-    rates = []
-    for name in store.studies():
-        summary = store.earlier(name)["summary"]
-        runs = summary["runs"] if summary else []
-        rates += [run["spent_flops"] / run["wall_s"] for run in runs if run["wall_s"] > 5]
-    return (plan.flops_todo + plan.flops_rewind) / max(rates) if any(rates) else None
+def _predict(plan: Plan, store: Store, launch: LaunchConfig) -> Prediction:
+    """What the plan will cost here, from what is known of this machine's speed."""
+    place = place_of(launch)
+    shapes = {shape_of(task.trajectory) for task in plan.tasks.values()}
+    return predict(
+        plan,
+        known_speeds(shapes, store, launch, place) if shapes else {},
+        slots=place.slots,
+        gpus_per_run=place.gpus_per_run,
+        start_s=known_start_s(store, launch, place),
+    )

@@ -37,6 +37,7 @@ from moe.growth import Tensors, grow_moments, grow_weights
 from moe.growth_report import growth_report
 from moe.parallel import ALONE, Ranks
 from moe.train import Diverged, Trainer, initial_state
+from sweeps.machine import machine
 from sweeps.outcome import Order, Outcome, Result
 from sweeps.store import Busy, Store
 from sweeps.trajectory import Kind, Trajectory
@@ -134,6 +135,7 @@ def _attempt(
         else:
             timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": wall_s}
             timing["evaluate_s"] = round(journal.evaluate_s, 3)
+            timing |= machine(options.device, options.threads)
             append_lines(attempt / "timing.jsonl", [timing])
     except OSError as full:  # what was trained is stored; only the account of it is not
         journal.warnings.append(f"{attempt}: the attempt is not recorded ({full})")

@@ -7,10 +7,11 @@ import tiny
 
 from moe.config import EvaluateConfig, ModelConfig, TrainConfig
 from moe.data import WorldConfig
-from sweeps.cell import resolve
+from sweeps.cell import all_cells, resolve
 from sweeps.config import (
     BudgetConfig,
     LaunchConfig,
+    LimitConfig,
     TrackingConfig,
     TrunkConfig,
     parse_sweep,
@@ -98,7 +99,9 @@ LAUNCH = {
     "max_attempts": 9,
     "keep_every": 7,
     "checkpoint_s": 1.5,
+    "speed_file": "elsewhere",
 }
+LIMIT = {"max_flops": 1e6, "max_hours": 0.5}
 TRACKING = {"name": "wandb", "mode": "online", "project": "other"}
 
 
@@ -107,6 +110,7 @@ def test_no_field_is_without_a_class():
         (ModelConfig, MODEL),
         (TrainConfig, TRAIN),
         (LaunchConfig, LAUNCH),
+        (LimitConfig, LIMIT),
         (TrackingConfig, TRACKING),
     ):
         assert {f.name for f in dataclasses.fields(cls)} == set(values)
@@ -190,12 +194,13 @@ def test_sweeping_a_further_growth_shares_the_branch_before_it(field, value):
 
 @pytest.mark.parametrize(("field", "value"), [
     *(("launch__" + field, value) for field, value in LAUNCH.items()),
+    *(("budget__" + field, value) for field, value in LIMIT.items()),
     *(("tracking__" + field, value) for field, value in TRACKING.items()),
     ("study_name", "other"),
 ])  # fmt: skip
 def test_launch_options_never_change_an_id(field, value):
     before, after = tiny.cell(), tiny.cell(**{field: value})
-    assert before.id == after.id
+    assert list(all_cells([before])) == list(all_cells([after]))
 
 
 def test_horizons_and_growth_steps_are_taps():

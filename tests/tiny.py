@@ -39,6 +39,7 @@ SHRINK = {
     "launch.keep_every": 1000,
     "launch.executor": "serial",
     "launch.threads": 1,
+    "launch.speed_file": "no-such-file",
 }
 
 
