@@ -67,10 +67,12 @@ def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, track
     )
     run.define_metric("*", step_metric="step", step_sync=False)
     run.define_metric("eval/*", step_metric="eval/step", step_sync=False)
-    for place, point in enumerate(points):
-        run.log(point, step=place)
     files = Path(run.dir).parent
-    run.finish()
+    try:
+        for place, point in enumerate(points):
+            run.log(point, step=place)
+    finally:
+        run.finish()
     record: dict[str, Any] = {"fingerprint": fingerprint, "studies": studies, "folder": None}
     if tracking.mode is TrackingMode.OFFLINE:
         record["folder"] = str(files.resolve())

@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+import time
 
 import pytest
 import tiny
@@ -136,6 +137,7 @@ def test_a_mirror_that_was_interrupted_or_lost_is_made_whole(here, monkeypatch):
         with pytest.raises(OSError, match="no network"):
             publish(store, "adhoc", OFFLINE)
     assert len(folders(first)) == 1
+    time.sleep(1.1)  # wandb names folders by the second
     assert publish(store, "adhoc", OFFLINE) == 3
     shutil.rmtree(folders(first)[0])
     assert publish(store, "adhoc", OFFLINE) == 1

@@ -127,7 +127,8 @@ def _corpus(store: Store, folder: Path) -> Found:
 
 def _study(store: Store, folder: Path) -> Found:
     """Its files parse, and what it calls done is there."""
-    for cell in (store.study(folder.name)["cells"] or {"cells": []})["cells"]:
+    yield from ((Path(path), "cannot be read") for path in store.damaged(folder.name))
+    for cell in (store.earlier(folder.name)["cells"] or {"cells": []})["cells"]:
         trajectory_id, step = cell["states"]["final"]
         evaluated = store.evaluated(trajectory_id)
         if cell["status"] == "done" and (step, cell["eval_id"]) not in evaluated:
