@@ -13,5 +13,16 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
+def unrendered(monkeypatch):
+    """Figures are made as ever, but no picture of them: rendering is what takes long."""
+    from matplotlib.figure import Figure
+
+    def nothing(self, file, **_):
+        file.write_bytes(b"") if hasattr(file, "write_bytes") else file.write(b"")
+
+    monkeypatch.setattr(Figure, "savefig", nothing)
+
+
+@pytest.fixture
 def store_root(tmp_path):
     return str(tmp_path / "store")

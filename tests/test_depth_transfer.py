@@ -1,6 +1,7 @@
 """The residual multiplier L₀/L lets one learning rate serve any depth (CompleteP, arXiv 2505.01618)."""
 
 import numpy as np
+import pytest
 import tiny
 
 from moe.model import MoETransformer
@@ -24,6 +25,7 @@ def loss_after_20_steps(num_layers: int, base_layers: int, lr: float) -> float:
     return float(np.mean(ends))
 
 
+@pytest.mark.slow
 def test_the_best_rate_stays_within_one_grid_point_at_two_and_four_times_the_depth():
     losses = {layers: [loss_after_20_steps(layers, 2, lr) for lr in RATES] for layers in (2, 4, 8)}
     best = {layers: int(np.argmin(values)) for layers, values in losses.items()}

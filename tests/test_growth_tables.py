@@ -111,7 +111,7 @@ def test_growths_are_averaged_over_trunks(tmp_path):
     assert mean == (5.0 + 4.0) / 2
 
 
-def test_a_null_in_the_record_is_a_missing_measurement(tmp_path):
+def test_a_null_in_the_record_is_a_missing_measurement(tmp_path, unrendered):
     root = plant_growths(plant(tmp_path, Effect(growth_steps=(100,), methods=("stack",))))
     row = growths(Store(root), "planted").iloc[0]
     nothing = {"loss_after": None, "max_logit_change": None, "jump": None, "after": None}
@@ -252,7 +252,7 @@ def test_the_page_shows_what_each_growth_did_beside_its_figures(tmp_path):
 @pytest.mark.parametrize(
     "record", [None, {"parent": "0@1", "operator": {"method": "stack"}, "sunk_flops": 1.0}]
 )
-def test_a_store_from_before_growths_were_measured_still_gets_a_page(tmp_path, record):
+def test_a_store_from_before_growths_were_measured_still_gets_a_page(tmp_path, record, unrendered):
     root = plant(tmp_path / "store", TINY)
     assert Store(root).growth("000000000000") is None
     for folder in (root / "trajectories").glob("branch-*"):

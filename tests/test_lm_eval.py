@@ -146,7 +146,8 @@ def our_log_p(model, items):
     single = [
         rows_of(items, f"{i}.{c}", slice(i, i + 1), answer=np.array([c])) for i in range(N) for c in range(C)
     ]
-    families = evaluate(model, Fixed(single), tiny.questions(1), seq_len=4)["families"]
+    asked = tiny.questions(1, *(each.family for each in single))
+    families = evaluate(model, Fixed(single), asked, seq_len=4)["families"]
     return np.log([[families[f"{i}.{c}"]["prob_right"] for c in range(C)] for i in range(N)])
 
 

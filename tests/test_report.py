@@ -152,7 +152,7 @@ def test_a_verdict_follows_from_the_interval_and_delta(interval, verdict):
     assert verdict_of(interval, 0.01) is verdict
 
 
-def test_an_unfinished_study_gets_a_page_that_says_what_is_missing(tmp_path):
+def test_an_unfinished_study_gets_a_page_that_says_what_is_missing(tmp_path, unrendered):
     status = {
         (100, "stack"): "diverged",
         (200, "stack"): "failed",
@@ -177,7 +177,7 @@ def test_missing_controls_are_named_and_no_net_is_shown(tmp_path):
     assert "no finished control that continues the trunk" in sentence
 
 
-def test_a_study_that_never_ran_gets_a_page_too(tmp_path):
+def test_a_study_that_never_ran_gets_a_page_too(tmp_path, unrendered):
     (tmp_path / "studies" / "bare").mkdir(parents=True)
     page = write_report(Store(tmp_path), "bare", tmp_path / "page").page.read_text()
     assert "it was not run yet" in page
@@ -217,7 +217,7 @@ def test_analysis_needs_neither_torch_nor_ray_nor_wandb():
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
-def test_a_study_whose_trunk_diverged_still_gets_a_page(tmp_path):
+def test_a_study_whose_trunk_diverged_still_gets_a_page(tmp_path, unrendered):
     run_study([tiny.mapping(launch__store=str(tmp_path / "store"), train__lr=1e6)])
     report = write_report(Store(tmp_path / "store"), "adhoc", tmp_path / "page")
     assert report.opening.startswith("No grown cell of this study has finished")

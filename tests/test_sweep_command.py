@@ -134,7 +134,13 @@ runpy.run_path({program!r}, run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    ("launch", "signum"), [("serial", signal.SIGINT), ("ray", signal.SIGINT), ("ray", signal.SIGTERM)]
+    ("launch", "signum"),
+    [
+        ("serial", signal.SIGTERM),
+        ("ray", signal.SIGINT),
+        pytest.param("serial", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch, signum):
     args = ("growth.step=4000", "trunk.steps=4000", "controls=[]")
