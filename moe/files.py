@@ -40,7 +40,7 @@ def read_whole_json(path: Path) -> dict[str, Any] | None:
     """The object in `path`; None if it is missing or damaged, so that whoever wrote it writes it again."""
     try:
         return _parsed(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
