@@ -391,7 +391,7 @@ def test_a_trajectory_whose_lock_is_held_stays(root, capsys):
 @pytest.mark.parametrize(("host", "pid", "message"), [
     (socket.gethostname(), os.getpid(), "runs a study in"),
     ("elsewhere-7", 1, "is of a run on elsewhere-7"),
-])  # fmt: skip
+], ids=["here", "elsewhere"])  # fmt: skip
 def test_nothing_is_removed_while_a_driver_may_be_at_work(root, capsys, host, pid, message):
     forget(root, "other")
     (root / "drivers" / f"{host}-{pid}.alive").touch()
