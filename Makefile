@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow gpu fault check bench clean
+.PHONY: setup demo test slow gpu check bench clean
 
 setup: $(READY)
 
@@ -27,9 +27,6 @@ slow: setup
 
 gpu: setup
 	$(BIN)/python -m pytest --numprocesses 0 -m gpu
-
-fault: setup
-	$(BIN)/python -m pytest -m fault
 
 check: setup
 	$(BIN)/ruff check .
