@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,43 @@ def publish(store: Store, study: str, tracking: TrackingConfig) -> int:
     check(cells is not None, f"study={study} has no cells.json in {store.root}; run the study again")
     trunks = {part["trajectory_id"]: row["trunk_id"] for row in cells["cells"] for part in row["path"]}
     known = [id for id in trunks if store.folder(id) is not None]
-    return sum(_publish_one(store, id, trunks[id], study, tracking) for id in known)
+    published = []
+    try:
+        for id in known:
+            if (one := _publish_one(store, id, trunks[id], study, tracking)) is not None:
+                published.append(one)
+    finally:
+        if published and tracking.mode is TrackingMode.OFFLINE:
+            wandb.teardown()  # waits for the end of the files, which finish() does not
+        for one in published:
+            _record(one, tracking)
+    return len(published)
 
 
-def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, tracking: TrackingConfig) -> bool:
+@dataclass(frozen=True)
+class _Published:
+    """A run that was just logged: the trajectory and its folder, W&B's files, what they were made from."""
+
+    trajectory_id: str
+    folder: Path
+    files: Path
+    fingerprint: str
+    studies: list[str]
+
+
+def _publish_one(
+    store: Store, trajectory_id: str, trunk: str, study: str, tracking: TrackingConfig
+) -> _Published | None:
     folder, points = store.folder(trajectory_id), _points(store, trajectory_id)
     assert folder is not None
     if not points:
-        return False
-    record_path = folder / "wandb.json"
-    records = read_json(record_path) if record_path.exists() else {}
-    key = f"{tracking.mode}/{tracking.project}"
-    before = records.get(key, {})
+        return None
+    before = _records(folder).get(_key(tracking), {})
     studies, config = sorted({*before.get("studies", []), study}), _config(store, store.load(trajectory_id))
     fingerprint = digest({"points": points, "studies": studies, "config": config, "trunk": trunk})
     earlier = Path(before["folder"]) if before.get("folder") else None
     if before.get("fingerprint") == fingerprint and (earlier is None or earlier.exists()):
-        return False
+        return None
     run = wandb.init(
         id=trajectory_id,
         name=folder.name,
@@ -73,15 +94,33 @@ def _publish_one(store: Store, trajectory_id: str, trunk: str, study: str, track
             run.log(point, step=place)
     finally:
         run.finish()
-    record: dict[str, Any] = {"fingerprint": fingerprint, "studies": studies, "folder": None}
-    if tracking.mode is TrackingMode.OFFLINE:
-        record["folder"] = str(files.resolve())
-    records[key] = record
-    write_json(record_path, records)
-    if tracking.mode is TrackingMode.OFFLINE:
+    return _Published(trajectory_id, folder, files.resolve(), fingerprint, studies)
+
+
+def _record(run: _Published, tracking: TrackingConfig) -> None:
+    """Remembers what was published, and drops a run's earlier offline folders."""
+    offline = tracking.mode is TrackingMode.OFFLINE
+    records, key = _records(run.folder), _key(tracking)
+    earlier = records.get(key, {}).get("folder")
+    records[key] = {
+        "fingerprint": run.fingerprint,
+        "studies": run.studies,
+        "folder": str(run.files) if offline else None,
+    }
+    write_json(run.folder / "wandb.json", records)
+    if offline:
         in_use = {Path(each["folder"]) for each in records.values() if each.get("folder")}
-        _remove({*files.resolve().parent.iterdir(), *filter(None, [earlier])} - in_use, trajectory_id)
-    return True
+        old = {*run.files.parent.iterdir(), *([Path(earlier)] if earlier else [])}
+        _remove(old - in_use, run.trajectory_id)
+
+
+def _records(folder: Path) -> dict[str, Any]:
+    path = folder / "wandb.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _key(tracking: TrackingConfig) -> str:
+    return f"{tracking.mode}/{tracking.project}"
 
 
 def _remove(folders: set[Path], trajectory_id: str) -> None:
