@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test slow gpu check bench clean
+.PHONY: setup demo test fault slow gpu check bench clean
 
 setup: $(READY)
 
@@ -21,6 +21,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+fault: setup
+	$(BIN)/python -m pytest --timeout 600 -m fault
 
 slow: setup
 	$(BIN)/python -m pytest --numprocesses 0 --timeout 600 -m slow

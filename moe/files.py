@@ -118,11 +118,15 @@ def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replaces `path` atomically."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
-    with draft.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    try:
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except OSError:  # a full disk is not left fuller
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _fsync(path: Path) -> None:

@@ -215,8 +215,9 @@ class _Task:
         states = [s for s in self.folder.glob("states/step_*") if not (s / "DONE.json").exists()]
         for half in [*self.folder.glob(".*.draft"), *self.folder.glob("states/.*.draft"), *states]:
             shutil.rmtree(half) if half.is_dir() else half.unlink()
-        for name in ("metrics.jsonl", "evals.jsonl"):
-            keep_lines(self.folder / name, lambda line: True)
+        lines = [self.folder / "metrics.jsonl", self.folder / "evals.jsonl"]
+        for path in [*lines, *self.folder.glob("attempts/*/timing.jsonl")]:
+            keep_lines(path, lambda line: True)
         for step in self.store.stored_steps(self.trajectory.id)[:-1]:
             if self._is_transient(step) and step != self.order.step:
                 _remove_state(self.store.state_folder(self.trajectory.id, step))  # the next replaced it

@@ -63,9 +63,11 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
                 probe = self.root / name / f".{socket.gethostname()}-{os.getpid()}.probe"
                 probe.touch()
-                probe.unlink()
+                probe.unlink(missing_ok=True)
             with self._alone("trajectories"):
                 _sweep_up(self.root)
+                for left in self.root.glob("*/.*.probe"):
+                    left.unlink(missing_ok=True)
                 if not (self.root / "store.json").exists():
                     write_json(self.root / "store.json", {"version": VERSION})
         except OSError as error:

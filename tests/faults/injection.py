@@ -12,7 +12,6 @@ import os
 import resource
 import signal
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -24,20 +23,22 @@ Decide = Callable[[str, str], None]  # sees ("before" | "after", "operation name
 
 def in_child(work: Callable[[], int]) -> tuple[int, str]:
     """The exit status of `work` in a forked child (negative: a signal ended it) and what it printed."""
-    with tempfile.TemporaryFile() as output:
-        with warnings.catch_warnings():  # the child is done before another thread of ours would be missed
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid == 0:
-            _become(work, output.fileno())
-        try:
-            _, status = os.waitpid(pid, 0)
-        except BaseException:  # the test's time is up
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise
-        output.seek(0)
-        return os.waitstatus_to_exitcode(status), output.read().decode()
+    reading, writing = os.pipe()  # not a file: the size of files may be what is limited
+    with warnings.catch_warnings():  # the child is done before another thread of ours would be missed
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        _become(work, writing)
+    os.close(writing)
+    try:
+        with os.fdopen(reading, "rb") as output:
+            printed = output.read().decode()
+        _, status = os.waitpid(pid, 0)
+    except BaseException:  # the test's time is up
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return os.waitstatus_to_exitcode(status), printed
 
 
 def _become(work: Callable[[], int], output: int) -> None:
@@ -131,3 +132,8 @@ def limit_files(num_bytes: int) -> None:
     """The kernel refuses to write any file beyond this size, half-way through it, to every library."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
+
+
+def kill() -> None:
+    """What `kill -9` does to this process."""
+    os.kill(os.getpid(), signal.SIGKILL)

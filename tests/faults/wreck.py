@@ -48,7 +48,7 @@ def science(root: Path) -> dict[str, bytes]:
     """The files whose bytes must not depend on how a run went: all but times and what no study asked for,
     which is checkpoints and what was set aside."""
     kinds = (".safetensors", "metrics.jsonl", "evals.jsonl", "state.json")
-    passing = {done.parent for done in root.glob("**/DONE.json") if json.loads(done.read_text())["transient"]}
+    passing = {done.parent for done in _whole(root) if json.loads(done.read_text())["transient"]}
     paths = [
         p for p in root.glob("trajectories/*/**/*") if p.name.endswith(kinds) and p.parent not in passing
     ]
@@ -56,10 +56,14 @@ def science(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in paths}
 
 
+def _whole(root: Path) -> list[Path]:
+    return list(root.glob("trajectories/*/states/step_*/DONE.json"))
+
+
 def stored(root: Path) -> dict[str, tuple[int, int]]:
     """Each state that is stored whole and stays, known by its file: written again, it would be another."""
     whole = {}
-    for done in root.glob("trajectories/*/states/step_*/DONE.json"):
+    for done in _whole(root):
         model = done.with_name("model.safetensors")
         if not json.loads(done.read_text())["transient"]:
             whole[str(model.relative_to(root))] = (model.stat().st_ino, model.stat().st_mtime_ns)
@@ -83,7 +87,7 @@ def litter(root: Path) -> list[Path]:
 def half_states(root: Path) -> list[str]:
     """States that count as whole and whose bytes are not those that were written."""
     harmed = []
-    for done in root.glob("trajectories/*/states/step_*/DONE.json"):
+    for done in _whole(root):
         for name, digest in json.loads(done.read_text())["sha256"].items():
             if hashlib.sha256((done.parent / name).read_bytes()).hexdigest() != digest:
                 harmed.append(str(done.parent / name))
