@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from moe.checkpoint import State
 from moe.growth import Moments, Tensors
@@ -121,6 +121,15 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def open_store(host: str) -> TCPStore:
+    """Where ranks find each other, at a free port of `host`, this machine."""
+    return TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=TIMEOUT)
+
+
+def find_store(host: str, port: int) -> TCPStore:
+    return TCPStore(host, port, is_master=False, timeout=TIMEOUT)
 
 
 def join(store: Store, rank: int, size: int) -> Ranks:

@@ -76,10 +76,6 @@ def _is_running(pid: int) -> bool:
 
 
 def _make(launch: LaunchConfig, alive: Path) -> Executor:
-    if launch.ranks > 1:
-        raise ValueError(
-            f"launch.gpus_per_run={launch.ranks}: a sweep cannot split a run yet; choose at most 1, or null"
-        )
     from sweeps.worker import WorkerOptions
 
     options = WorkerOptions(

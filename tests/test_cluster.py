@@ -8,10 +8,11 @@ import time
 import pytest
 from test_executors import mappings, science
 
+from moe.files import read_lines
 from sweeps.config import parse_sweep
 from sweeps.executors import Executors
 from sweeps.store import Store
-from sweeps.study import run_study
+from sweeps.study import Refused, run_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -43,13 +44,20 @@ def executors(monkeypatch):
     executors.close()
 
 
-def test_a_sweep_joins_a_cluster_and_takes_its_room(tmp_path, cluster, executors):
-    calm, root = tmp_path / "calm", tmp_path / "root"
+def test_a_sweep_joins_a_cluster_and_takes_its_room(tmp_path, cluster, executors, monkeypatch):
+    calm, root, auto = (tmp_path / name for name in ("calm", "root", "auto"))
     assert run_study(mappings(str(calm), "serial")).exit_code == 0
     joined = on_gpus(root, cluster.address)
     assert run_study(joined, executors).exit_code == 0
     assert executors.get(parse_sweep(joined[0]).launch).slots == 3  # GPUs of the cluster, not of the driver
     assert science(root) == science(calm)
+
+    executors.close()
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    halves = on_gpus(auto, "auto", gpus_per_run=0.5)
+    assert run_study(halves, executors).exit_code == 0
+    assert executors.get(parse_sweep(halves[0]).launch).slots == 6
+    assert science(auto) == science(calm)
 
 
 def test_the_work_of_a_lost_node_is_done_on_those_that_are_left(tmp_path, cluster, executors, monkeypatch):
@@ -83,3 +91,75 @@ def test_the_work_of_a_lost_node_is_done_on_those_that_are_left(tmp_path, cluste
     assert sum("a worker was lost" in warning for warning in warnings) == 2
     run_study(mappings(str(calm), "serial", **more))
     assert science(root) == science(calm)
+
+
+def test_what_a_cluster_cannot_do_is_refused(tmp_path, cluster, executors):
+    root = tmp_path / "store"
+    more = {"train__batch_size": 12}
+    with pytest.raises(Refused, match=r"takes 1 CPU and 1 GPU for each of 4 ranks, and there is no such"):
+        run_study(on_gpus(root, cluster.address, gpus_per_run=4, **more), executors)
+    with pytest.raises(Refused, match=r"launch.workers=4, with 1 CPU and 1 GPU a run, and .* room for 3"):
+        run_study(on_gpus(root, cluster.address, launch__workers=4), executors)
+    assert not root.exists()
+    launch = parse_sweep(on_gpus(root, cluster.address)[0]).launch
+    executor = executors.get(launch)
+    with pytest.raises(ValueError, match=r"launch.store=.* is not visible on node .*; put it on a file"):
+        executor.start()  # the file that the driver makes there does not exist
+
+
+def test_a_cluster_that_is_lost_ends_the_sweep_with_what_is_missing(tmp_path, executors, monkeypatch):
+    """The only node with room dies: tasks fail by name, none is waited for for ever."""
+    from ray.cluster_utils import Cluster
+
+    from sweeps.ray import RayExecutor
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=2, num_gpus=1)
+    original = RayExecutor.start
+
+    def start(self):
+        original(self)
+        cluster.remove_node(node, allow_graceful=False)
+        monkeypatch.setattr("sweeps.ray.START_S", 5.0)
+
+    monkeypatch.setattr(RayExecutor, "start", start)
+    try:
+        cells = on_gpus(tmp_path / "store", cluster.address, launch__max_attempts=1)
+        result = run_study(cells, executors)
+    finally:
+        executors.close()
+        cluster.shutdown()
+    assert result.exit_code == 1
+    summary = Store(tmp_path / "store").study("adhoc")["summary"]
+    assert summary["done"] == 0
+    assert "no worker is left" in str(summary)
+
+
+def test_a_run_on_two_ranks_survives_one_of_them(tmp_path, executors, monkeypatch):
+    """Two processes a run, placed as on two GPUs; the second is killed while both train."""
+    import ray
+
+    from sweeps.ray import RayExecutor
+
+    calm, root, killed = tmp_path / "calm", tmp_path / "root", []
+    more = {"train__batch_size": 4, "budget__extra_flops": 8e7}
+    original = RayExecutor.wait
+
+    def wait(self, timeout_s):
+        if not killed and self._busy and any(root.glob("trajectories/*/metrics.jsonl")):
+            killed.append(self._busy[0].workers[1])
+            ray.kill(killed[0], no_restart=True)
+        return original(self, timeout_s)
+
+    monkeypatch.setattr(RayExecutor, "wait", wait)
+    result = run_study(on_gpus(root, "local", gpus_per_run=2, launch__workers=1, **more), executors)
+    assert killed
+    assert [cell.status for cell in result.cells] == ["done"] * 4
+    assert run_study(mappings(str(calm), "serial", **more)).exit_code == 0
+    for folder in (calm / "trajectories").iterdir():
+        ours, theirs = (
+            read_lines(at / "trajectories" / folder.name / "metrics.jsonl") for at in (root, calm)
+        )
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        losses = [[line["loss"] for line in lines] for lines in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-3)

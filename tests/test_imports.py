@@ -16,7 +16,7 @@ ALLOWED = {  # who may import whom, by top-level place
     "report.py": {"analysis", "sweeps.store", "moe.plain"},
 }
 OURS = ("moe", "sweeps", "analysis", "hydra_plugins", "sweep", "report")
-ONLY_IN = {"ray": "sweeps/ray.py", "wandb": "sweeps/tracking.py"}
+ONLY_IN = {"ray": "sweeps/ray/", "wandb": "sweeps/tracking.py"}
 
 
 def imports(path):
@@ -51,7 +51,8 @@ def test_ray_and_wandb_are_imported_in_one_place(library, home):
         for path in sources(place)
         if library in {module.split(".")[0] for module in imports(path)}
     }
-    assert users == {home}
+    assert users
+    assert all(user.startswith(home) for user in users), users
 
 
 @pytest.mark.parametrize(

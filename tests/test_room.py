@@ -4,7 +4,6 @@ import pytest
 import tiny
 
 from sweeps.config import parse_sweep
-from sweeps.executors import Executors
 from sweeps.room import need, room, runs_per_gpu, slots, this_machine
 
 TWO_GPUS = {"CPU": 16.0, "GPU": 2.0}
@@ -83,8 +82,3 @@ def test_a_run_that_cannot_be_split_is_refused(fields, words):
 
 def test_n_shares_of_an_nth_fill_a_gpu():
     assert [runs_per_gpu(1 / count) for count in range(1, 50)] == list(range(1, 50))
-
-
-def test_a_run_on_several_gpus_is_refused_until_workers_can_share_it():
-    with pytest.raises(ValueError, match=r"launch.gpus_per_run=2: a sweep cannot split a run yet"):
-        Executors().get(launch(launch__gpus_per_run=2))
