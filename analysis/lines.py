@@ -49,15 +49,6 @@ class Metrics:
         self.store = store
         self.arrays: dict[str, np.ndarray] = {}
 
-    def of_row(self, trajectory: str, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """Those of the probe and the full suite that this row asks, in the order they were stored."""
-        asked = {suite: row.get(name) for suite, name in (("probe", "probe_eval_id"), ("full", "eval_id"))}
-        return [
-            line
-            for line in self.of(trajectory)
-            if line["suite"] in asked and line["eval_id"] == (asked[line["suite"]] or line["eval_id"])
-        ]
-
     def of(self, trajectory: str) -> np.ndarray:
         if trajectory not in self.arrays:
             lines = self.store.metrics(trajectory)

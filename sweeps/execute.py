@@ -142,10 +142,16 @@ class _Driver:
                 self.attempts[task_id] += 1
                 self.execution.errors[task_id] = outcome.error or ""
                 if self.attempts[task_id] < self.max_attempts:
+                    self._warn_of_retry(task_id)
                     self._set(task_id, Status.TODO)
                     self._push(task_id)
                 else:
                     self._end(task_id, Status.FAILED, Status.BLOCKED, outcome)
+
+    def _warn_of_retry(self, task_id: str) -> None:
+        error = (self.execution.errors[task_id].strip().splitlines() or ["no error was given"])[-1]
+        attempt = f"attempt {self.attempts[task_id]} of {self.max_attempts}"
+        self.execution.warnings.append(f"{task_id}: {attempt} failed ({error}); it is tried again")
 
     def _end(self, task_id: str, status: Status, of_dependants: Status, outcome: Outcome | None) -> None:
         self._set(task_id, status, outcome)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sweeps.config import ExecutorKind, LaunchConfig
 from sweeps.execute import Executor
-from sweeps.machine import num_gpus
+from sweeps.machine import is_running, num_gpus
+from sweeps.outcome import WorkerOptions
 from sweeps.provenance import git_commit
 from sweeps.room import need
 
@@ -42,7 +43,7 @@ class Executors:
         assert self._launch is not None, "there is no executor to start"
         self._alive = _alive_path(self._launch)
         for path in self._alive.parent.glob(f"{socket.gethostname()}-*.alive"):
-            if not _is_running(int(path.stem.rsplit("-", 1)[1])):
+            if not is_running(int(path.stem.rsplit("-", 1)[1])):
                 path.unlink(missing_ok=True)
         self._alive.touch()
         assert self._executor is not None
@@ -65,19 +66,7 @@ def _alive_path(launch: LaunchConfig) -> Path:
     return Path(launch.store).resolve() / "drivers" / f"{socket.gethostname()}-{os.getpid()}.alive"
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _make(launch: LaunchConfig, alive: Path) -> Executor:
-    from sweeps.worker import WorkerOptions
-
     options = WorkerOptions(
         store=str(Path(launch.store).resolve()),
         device=launch.device,

@@ -1,4 +1,4 @@
-"""What a run's speed depends on besides its model: the processor, the threads, torch, and the room there is.
+"""This machine: what a run's speed depends on besides its model, the room there is, and its processes.
 
 No torch here where no GPU can be meant: a plan is printed without it.
 """
@@ -70,6 +70,17 @@ def processor(device: str) -> str:
         lines = []
     names = [value.strip() for key, _, value in lines if key.strip() == "model name"]
     return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _may_use_gpu(launch: LaunchConfig) -> bool:

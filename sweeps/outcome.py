@@ -1,9 +1,22 @@
-"""What travels between driver and worker: an order, and what became of it. Numbers and names only."""
+"""What travels between driver and worker: options, an order, its outcome. Numbers and names only."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 from moe.evaluate import Suite
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerOptions:
+    """HOW, for every task of one run."""
+
+    store: str
+    device: str
+    threads: int
+    keep_every: int
+    checkpoint_s: float
+    alive: str
+    git_commit: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

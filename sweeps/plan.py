@@ -24,6 +24,7 @@ class Stored(Protocol):
     """What the planner asks of a store."""
 
     def stored_steps(self, trajectory_id: str) -> list[int]: ...
+    def kept_steps(self, trajectory_id: str) -> list[int]: ...
     def evaluated(self, trajectory_id: str) -> set[tuple[int, str]]: ...
     def diverged(self, trajectory_id: str) -> int | None: ...
 
@@ -204,7 +205,7 @@ class _Planner:
                 self.diverged.add((trajectory.id, step))
 
     def _plan_trajectory(self, trajectory: Trajectory) -> None:
-        stored = self.store.stored_steps(trajectory.id)
+        stored, kept = self.store.stored_steps(trajectory.id), self.store.kept_steps(trajectory.id)
         evaluated = self.store.evaluated(trajectory.id)
         taps, wanted = self.taps[trajectory.id], self.wanted[trajectory.id]
         previous: Task | None = None
@@ -212,8 +213,8 @@ class _Planner:
             if (trajectory.id, step) in self.diverged:
                 continue
             missing = tuple(suite for id, suite in taps[step].items() if (step, id) not in evaluated)
-            if not missing and (step in stored or step not in wanted):
-                if taps[step] or step in stored:
+            if not missing and (step in kept or step not in wanted):
+                if taps[step] or step in kept:
                     self.cached += 1
                 continue
             start, needs = self._start(trajectory, step, stored, previous)
@@ -234,7 +235,7 @@ class _Planner:
         if start is not None:
             return start, ()
         parent = trajectory.parent
-        if parent is None or parent.step in self.store.stored_steps(parent.trajectory.id):
+        if parent is None or parent.step in self.store.kept_steps(parent.trajectory.id):
             return 0, ()
         self.wanted[parent.trajectory.id].add(parent.step)
         return 0, (str(parent),)

@@ -4,8 +4,8 @@ from collections import deque
 
 import torch
 
-from sweeps.outcome import Order, Outcome
-from sweeps.worker import WorkerOptions, perform
+from sweeps.outcome import Order, Outcome, WorkerOptions
+from sweeps.worker import perform
 
 
 class SerialExecutor:

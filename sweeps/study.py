@@ -152,38 +152,37 @@ class _Study:
     def run(self) -> StudyResult:
         try:
             with self._stop_on_signal() as is_stopping:
-                executor = self._executor()
+                executor = self._executor(is_stopping)
                 try:
                     self._execute(executor, is_stopping)
                 finally:
-                    self._write(summary=True)
+                    is_written = self._write_summary()
                 stopped = is_stopping()
         finally:
             if self.own_executors:
                 self.executors.close()
-        return self._finish(stopped)
+        return self._finish(stopped, is_written)
 
-    def _executor(self) -> Executor | None:
-        """The executor, if there is work for one, and then the store's folders: the last place to refuse."""
+    def _executor(self, is_stopping: Callable[[], bool]) -> Executor | None:
+        """The executor, if there is work for one, its workers at their places: the last place to refuse.
+        Until then nothing is written but the folders of an empty store."""
         try:
             with self._starting():
                 executor = self.executors.get(self.config.launch) if self.plan.tasks else None
-            self.store.prepare()
+                self.store.prepare()
+                if executor is not None and not is_stopping():
+                    self.executors.start()
             self.store.add(*self.plan.trajectories.values())
             self._write()
         except ValueError as error:
             raise Refused(str(error)) from error
+        except OSError as error:
+            raise Refused(f"launch.store={self.store.root} cannot be written: {error}") from error
         return executor
 
     def _execute(self, executor: Executor | None, is_stopping: Callable[[], bool]) -> None:
         if executor is None:
             return
-        if not is_stopping():
-            try:
-                with self._starting():
-                    self.executors.start()
-            except ValueError as error:
-                raise Refused(str(error)) from error
         for _ in range(REPLANS):
             with self.view.running(self.plan) as observe:
                 execution = execute(
@@ -241,6 +240,15 @@ class _Study:
         self.store.write_study(name, cells={"study": name, "cells": rows}, plan=self._plan_summary())
         if summary:
             self.store.write_study(name, summary=self._summary(rows))
+
+    def _write_summary(self) -> bool:
+        """Whether the disk took it. What was trained is stored, whatever becomes of the account of it."""
+        try:
+            self._write(summary=True)
+            return True
+        except OSError as error:
+            self.view.show_warnings([f"the study's files are those from before this run: {error}"])
+            return False
 
     def _plan_summary(self) -> dict[str, Any]:
         return {**self.before.summary(), "prediction": self.prediction.summary()}
@@ -305,7 +313,7 @@ class _Study:
         except Exception as error:  # the results are stored; a mirror may break in any way it likes
             self.view.show_warnings([f"Weights & Biases: {error}; run the same command to publish again"])
 
-    def _finish(self, stopping: bool) -> StudyResult:
+    def _finish(self, stopping: bool, is_written: bool) -> StudyResult:
         results = [self._result(cell) for cell in self.plan.requested]
         statuses = Counter(self._status(cell) for cell in self.plan.cells.values())
         by_id = {result.cell_id: result for result in results}
@@ -314,7 +322,7 @@ class _Study:
             self.view.show_cost(self.prediction, time.time() - self.begin)
         self._track()
         failed = len(self.plan.cells) - statuses["done"] - statuses["diverged"]
-        return StudyResult(cells=results, exit_code=130 if stopping else 1 if failed else 0)
+        return StudyResult(cells=results, exit_code=130 if stopping else 1 if failed or not is_written else 0)
 
     def _result(self, cell: Cell) -> CellResult:
         status = self._status(cell)

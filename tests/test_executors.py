@@ -110,6 +110,8 @@ def test_a_dead_ray_worker_is_replaced_and_its_task_done_again(tmp_path, ray_exe
     result = run_study(mappings(str(root), "ray", **more), ray_executors)
     assert kills
     assert [cell.status for cell in result.cells] == ["done"] * 4
+    (error,) = root.glob("trajectories/*/attempts/01/error.txt")
+    assert f"the worker of {error.read_text().splitlines()[0]} died" in error.read_text()
     run_study(mappings(str(calm), "serial", **more))
     assert science(calm) == science(root)
 
@@ -175,6 +177,8 @@ def test_an_attempt_that_succeeds_after_a_failure_counts(plan):
     leaf = str(plan.requested[0].leaf)
     execution, _ = drive(plan, {leaf: [Result.FAILED, Result.DONE]})
     assert execution.status[leaf] is Status.DONE
+    (warning,) = execution.warnings
+    assert warning == f"{leaf}: attempt 1 of 2 failed (boom); it is tried again"
 
 
 def test_a_diverged_trunk_makes_what_depends_on_it_diverged(plan):

@@ -16,9 +16,9 @@ from moe.config import LearningRate, Schedule
 from moe.files import read_json
 from moe.parallel import ALONE, Ranks, join
 from moe.train import Trainer, initial_state
-from sweeps.outcome import Order, Result
+from sweeps.outcome import Order, Result, WorkerOptions
 from sweeps.store import Store
-from sweeps.worker import WorkerOptions, follow, perform
+from sweeps.worker import follow, perform
 
 RATE = LearningRate(schedule=Schedule.CONSTANT, peak=3e-3, warmup_steps=2)
 MODEL = tiny.model(selection_bias_rate=0.001, gate="sigmoid_renormalised")
@@ -182,9 +182,9 @@ def test_other_ranks_return_when_the_first_cannot_go_on(tmp_path, monkeypatch, t
     def work(ranks):
         begin = time.monotonic()
         if ranks.leads and trouble == "full disk":
-            monkeypatch.setattr("sweeps.worker.save_state", fail)
+            monkeypatch.setattr("sweeps.derivation.save_state", fail)
         if ranks.leads and trouble == "broken data":
-            monkeypatch.setattr("sweeps.worker.initial_state", fail)
+            monkeypatch.setattr("sweeps.derivation.initial_state", fail)
         outcome = task(root, alive, ranks)
         assert time.monotonic() - begin < 30
         return outcome and outcome.result

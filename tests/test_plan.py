@@ -16,11 +16,14 @@ from sweeps.trajectory import Kind, from_identity
 class Held(tiny.Nothing):
     """A store that holds the given steps, all evaluated."""
 
-    def __init__(self, steps: dict[str, list[int]], evals=(), diverged=()):
-        self.steps, self.evals, self.bad = steps, set(evals), dict(diverged)
+    def __init__(self, steps: dict[str, list[int]], evals=(), diverged=(), passing=()):
+        self.steps, self.evals, self.bad, self.passing = steps, set(evals), dict(diverged), set(passing)
 
     def stored_steps(self, trajectory_id):
         return sorted(self.steps.get(trajectory_id, []))
+
+    def kept_steps(self, trajectory_id):
+        return [s for s in self.stored_steps(trajectory_id) if (trajectory_id, s) not in self.passing]
 
     def evaluated(self, trajectory_id):
         return {(step, eval_id) for id, step, eval_id in self.evals if id == trajectory_id}
@@ -217,3 +220,13 @@ def test_the_longest_path_of_work_goes_first():
     plan = make_plan(grid(steps=(4,), methods=("stack",)), tiny.Nothing())
     trunk_first = plan.tasks[f"{plan.requested[0].trunk.id}@4"]
     assert max(plan.remaining_flops.values()) == plan.remaining_flops[trunk_first.id]
+
+
+def test_a_checkpoint_that_passes_is_where_training_begins_and_is_no_stored_tap():
+    """The growth step happens to be a checkpoint: it must become a state that stays, for no FLOPs."""
+    cell = tiny.cell(growth__step=8)
+    key = f"{cell.trunk.id}@8"
+    evals = [e for e in finished(make_plan([cell], tiny.Nothing())).evals if e[0] == cell.trunk.id]
+    task = make_plan([cell], Held({cell.trunk.id: [8]}, evals, passing=[(cell.trunk.id, 8)])).tasks[key]
+    assert (task.start, task.step, task.flops) == (8, 8, 0)
+    assert key not in make_plan([cell], Held({cell.trunk.id: [8]}, evals)).tasks

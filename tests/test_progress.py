@@ -37,7 +37,7 @@ def test_a_pipe_gets_one_line_for_each_task(monkeypatch, store_root):
 
 
 def test_a_terminal_gets_the_tree_as_it_grows(monkeypatch, store_root):
-    monkeypatch.setattr("sweeps.worker.FLUSH_S", 0.0)
+    monkeypatch.setattr("sweeps.derivation.FLUSH_S", 0.0)
     monkeypatch.setattr("sweeps.live.REFRESH_HZ", 10.0)
     text = seen(monkeypatch, True, launch__store=store_root, steps=(30,), trunk__steps=30)
     assert re.search(r"trunk seed 0 +▸ running +━* +\d+/\d+", text)
@@ -56,7 +56,7 @@ def test_a_line_says_why_a_task_failed(monkeypatch, store_root):
     def broken(*_):
         raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("sweeps.worker.grow_weights", broken)
+    monkeypatch.setattr("sweeps.derivation.grow_weights", broken)
     text = seen(monkeypatch, False, launch__store=store_root, launch__max_attempts=1, steps=(4,))
     lines = [line for line in text.splitlines() if "] failed: " in line]
     assert lines

@@ -108,10 +108,10 @@ def test_a_failure_is_exit_code_1_and_named(tmp_path):
     program = str(tiny.ROOT / "sweep.py")
     code = f"""
 import runpy, sys
-import sweeps.worker
+import sweeps.derivation
 def broken(*args, **options):
     raise RuntimeError("the trunk cannot be trained")
-sweeps.worker.Trainer = broken
+sweeps.derivation.Trainer = broken
 sys.argv = sys.argv[1:]
 runpy.run_path({program!r}, run_name="__main__")
 """

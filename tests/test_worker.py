@@ -13,10 +13,10 @@ import tiny
 
 from moe.evaluate import Suite
 from moe.files import append_lines, read_json
-from sweeps.outcome import Order, Reading, Result
+from sweeps.outcome import Order, Reading, Result, WorkerOptions
 from sweeps.store import Store
 from sweeps.study import Refused, run_study
-from sweeps.worker import WorkerOptions, perform
+from sweeps.worker import perform
 
 
 def make_options(root: str, alive: Path, **more) -> WorkerOptions:
@@ -255,7 +255,7 @@ def test_a_busy_trajectory_is_an_event_and_not_a_wait(trunk):
 def test_a_failing_task_keeps_its_traceback(trunk, monkeypatch):
     store, trajectory, do = trunk
     monkeypatch.setattr(
-        "sweeps.worker.Trainer", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no luck"))
+        "sweeps.derivation.Trainer", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no luck"))
     )
     outcome = do(3)
     assert outcome.result is Result.FAILED

@@ -91,6 +91,9 @@ class Nothing:
     def stored_steps(self, trajectory_id: str) -> list[int]:
         return []
 
+    def kept_steps(self, trajectory_id: str) -> list[int]:
+        return []
+
     def evaluated(self, trajectory_id: str) -> set[tuple[int, str]]:
         return set()
 

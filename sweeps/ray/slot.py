@@ -12,9 +12,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from moe.parallel import ALONE, find_store, join, open_store
-from sweeps.outcome import Order, Outcome, Result
+from sweeps.outcome import Order, Outcome, Result, WorkerOptions
 from sweeps.room import Need
-from sweeps.worker import WorkerOptions, follow, perform
+from sweeps.worker import follow, perform, record_death
 
 PING_S = 10.0  # a worker that was idle and does not answer is lost
 FOLLOW_S = 10.0  # other ranks end their order with the first, or it left them in the middle of a step
@@ -71,7 +71,7 @@ class Unfit(Exception):
 
 
 class Lost(Exception):
-    """A slot, or a part of it, is dead. `outcome` is what its first rank had done before."""
+    """A slot, or a part of it, is dead. `outcome` is that of its order, if it had one."""
 
     def __init__(self, why: str, outcome: Outcome | None = None):
         super().__init__((why or "no answer").splitlines()[0])
@@ -86,6 +86,7 @@ class Slot:
     group: PlacementGroup | None
     checks: list[Any]
     since: float
+    store: str
     nodes: tuple[str, ...] = ()
     order: Order | None = None
     calls: list[Any] = field(default_factory=list)
@@ -107,7 +108,8 @@ class Slot:
             workers.append(Worker.options(**resources).remote(options))
         meeting = workers[0].open_store.remote() if len(workers) > 1 else None
         checks = [worker.check.remote(rank, len(workers), meeting) for rank, worker in enumerate(workers)]
-        return cls(workers=workers, group=group, checks=checks, since=since or time.monotonic())
+        since = since or time.monotonic()
+        return cls(workers=workers, group=group, checks=checks, since=since, store=options.store)
 
     def is_ready(self) -> bool:
         """Whether all workers have answered; Unfit if one says that it can do no run, or died."""
@@ -151,8 +153,9 @@ class Slot:
 
     def _failed(self, error: str) -> Outcome:
         assert self.order is not None
-        task = self.order.task_id
-        return Outcome(task_id=task, result=Result.FAILED, error=f"the worker of {task} died: {error}")
+        error = f"the worker of {self.order.task_id} died: {error}"
+        record_death(self.order, self.store, error)
+        return Outcome(task_id=self.order.task_id, result=Result.FAILED, error=error)
 
     def end(self) -> None:
         for worker in self.workers:

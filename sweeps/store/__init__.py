@@ -194,6 +194,15 @@ class Store:
         whole = [name for name in names if (folder / "states" / name / "DONE.json").exists()]
         return sorted(int(name.removeprefix("step_")) for name in whole)
 
+    def kept_steps(self, trajectory_id: str) -> list[int]:
+        """Those of `stored_steps` that stay: the last may be a checkpoint, which the next state replaces."""
+        steps = self.stored_steps(trajectory_id)
+        if steps:
+            done = read_whole_json(self.state_folder(trajectory_id, steps[-1]) / "DONE.json")
+            if done is None or done.get("transient"):
+                steps.pop()
+        return steps
+
     def growth(self, trajectory_id: str) -> dict[str, Any] | None:
         """What was recorded when the trajectory's first state was grown; None for what never was."""
         folder = self.folder(trajectory_id)

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from moe.files import read_json
 from moe.plain import digest
+from sweeps.machine import is_running
 from sweeps.store import Busy, Store
 from sweeps.store.inventory import Needs, bytes_of, folders_of, needs_of
 from sweeps.trajectory import parse_address
@@ -134,18 +135,8 @@ def check_no_driver(store: Store) -> None:
                 f"drivers/{path.name} is of a run on {host}, which cannot be asked from here; wait for it, "
                 f"or remove {path} if it has ended"
             )
-        if _is_running(int(pid)):
+        if is_running(int(pid)):
             raise ValueError(f"process {pid} runs a study in {store.root}; wait until it has ended")
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _remove(store: Store, item: Garbage) -> bool:

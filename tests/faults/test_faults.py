@@ -99,7 +99,7 @@ def test_a_line_cut_short_by_a_kill_is_written_once(calm, tmp_path, seed):
     root, count = tmp_path / "store", random.Random(300 + seed).randrange(1, 12)
 
     def tear():
-        import sweeps.worker
+        import sweeps.derivation
 
         lines = []
 
@@ -112,7 +112,7 @@ def test_a_line_cut_short_by_a_kill_is_written_once(calm, tmp_path, seed):
                 file.write("".join(map(to_line, values))[:-7])
             injection.kill()
 
-        sweeps.worker.append_lines = append
+        sweeps.derivation.append_lines = append
 
     assert wreck.run(full(root), tear)[0] == -9
     completes(root, calm)
@@ -257,7 +257,7 @@ def test_a_trajectory_that_raises_stops_no_sibling_and_is_named(calm, tmp_path, 
     def break_one():
         import sweeps.worker
 
-        class Broken(sweeps.worker._Task):
+        class Broken(sweeps.worker.Derivation):
             def run(self):
                 lineage = [
                     self.trajectory,
@@ -267,7 +267,7 @@ def test_a_trajectory_that_raises_stops_no_sibling_and_is_named(calm, tmp_path, 
                     raise RuntimeError("this one cannot be trained")
                 super().run()
 
-        sweeps.worker._Task = Broken
+        sweeps.worker.Derivation = Broken
 
     status, output = wreck.run(full(root), break_one)
     summary = json.loads((root / "studies/adhoc/summary.json").read_text())

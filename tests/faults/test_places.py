@@ -52,3 +52,51 @@ def test_a_study_in_a_locked_store_is_refused(store_root, monkeypatch):
     Store(store_root).prepare()
     with FileLock(Path(store_root) / "studies" / ".lock"), pytest.raises(Refused, match=r"studies/.lock"):
         run_study([tiny.mapping(launch__store=store_root)])
+
+
+class Refusing:
+    """An executor whose workers have no room."""
+
+    slots = 1
+
+    def start(self):
+        raise ValueError("launch.workers=2: 0 had room")
+
+    def close(self):
+        pass
+
+
+def test_workers_that_find_no_room_are_refused_with_no_study_written(store_root, monkeypatch):
+    monkeypatch.setattr("sweeps.executors._make", lambda launch, alive: Refusing())
+    with pytest.raises(Refused, match="0 had room"):
+        run_study([tiny.mapping(launch__store=store_root)])
+    assert not list(Path(store_root).glob("studies/*"))
+    assert not list(Path(store_root).glob("trajectories/*-*"))
+    assert not list(Path(store_root).glob("drivers/*.alive"))
+
+
+@pytest.mark.parametrize(("file", "words"), [
+    ("cells.json", "refused: launch.store="),
+    ("summary.json", "warning: the study's files are those from before this run"),
+])  # fmt: skip
+def test_a_disk_that_is_full_when_a_study_is_written_is_named_in_one_line(store_root, file, words):
+    """Before anything runs it is a refusal; afterwards the results are stored, and the exit code says 1."""
+
+    def full(when: str, operation: str) -> None:
+        if when == "before" and operation.startswith("replace") and operation.endswith(file):
+            raise OSError(28, "No space left on device")
+
+    def work() -> int:
+        injection.watch(Path(store_root), full)
+        try:
+            return run_study([tiny.mapping(launch__store=store_root, controls=[])]).exit_code
+        except Refused as refused:
+            print("refused:", refused)
+            return 2
+
+    status, output = injection.in_child(work)
+    assert status == (2 if file == "cells.json" else 1), output
+    assert words in output
+    assert "No space left on device" in output
+    assert "Traceback" not in output
+    assert bool(list(Path(store_root).glob("trajectories/*/evals.jsonl"))) == (file == "summary.json")
