@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GRID = ["growth=depth", "growth.step=200,400,800", "growth.method=stack,interposition", "trunk.steps=800"]
 COMMON = ["train.batch_size=8", "budget.extra_flops=3e11", "controls=[]", "launch.threads=1"]
 PEER = [
-    *("hydra/launcher=ray", "hydra/sweeper=basic", "hydra.launcher.ray.init.num_cpus=2"),
+    *("hydra/launcher=ray", "hydra/sweeper=basic", "+hydra.launcher.ray.init.num_cpus=2"),
     *("+hydra.launcher.ray.remote.num_cpus=1", "launch=serial"),
 ]
 

@@ -13,6 +13,7 @@ from moe.config import AtGrowth, EvaluateConfig, ModelConfig, Schedule, TrainCon
 from moe.data import DataConfig, parse_data
 from moe.plain import check, check_positive, parse
 from sweeps.growth import GrowthConfig
+from sweeps.units import counts_in_f_c, resolve_f_c
 
 
 class Control(StrEnum):
@@ -246,6 +247,10 @@ def parse_sweep(mapping: dict[str, Any]) -> SweepConfig:
     check(not unknown, f"unknown key {', '.join(unknown)}; the top level has: {', '.join(sorted(known))}")
     missing = sorted(known - {"plan"} - set(mapping))
     check(not missing, f"missing key {', '.join(missing)}")
+    if counts_in_f_c(mapping):
+        model = _parse_section("model", _text(mapping["model"]))
+        train = _parse_section("train", _text(mapping["train"]))
+        mapping = resolve_f_c(mapping, model, train.batch_size * train.seq_len, train.seq_len)
     sections = {name: _parse_section(name, _text(mapping[name])) for name in _SECTIONS}
     budget, limit = _parse_budget_section(_text(mapping["budget"]))
     data, at_growth = _parse_data_section(_text(mapping["data"]))

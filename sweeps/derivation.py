@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Journal:
     has_begun: bool = False  # the other ranks know what to start from
     trained_steps: int = 0
     flops_per_step: float = 0.0
+    train_s: float = 0.0  # of its steps alone
     evaluate_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
@@ -231,7 +233,7 @@ class Derivation:
     def _train(self, trainer: Trainer) -> None:
         saved = flushed = time.monotonic()
         compare = self._stored_losses() if self.rewinds else None
-        for line in trainer.steps(self.order.step):
+        for line in self._timed(trainer.steps(self.order.step)):
             with self.ranks.between_steps(is_last=trainer.step == self.order.step):
                 self.journal.trained_steps += 1
                 if compare is not None:
@@ -255,6 +257,15 @@ class Derivation:
                 elif compare is None and now - saved > self.options.checkpoint_s:
                     self._save(trainer, transient=True)
                     saved = now
+
+    def _timed(self, steps: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        while True:
+            begin = time.perf_counter()
+            line = next(steps, None)
+            self.journal.train_s += time.perf_counter() - begin
+            if line is None:
+                return
+            yield line
 
     def _is_kept(self, step: int) -> bool:
         return self.trajectory.parent is None and step % self.options.keep_every == 0

@@ -143,7 +143,7 @@ class _Driver:
                 self.execution.errors[task_id] = outcome.error or ""
                 if self.attempts[task_id] < self.max_attempts:
                     self._warn_of_retry(task_id)
-                    self._set(task_id, Status.TODO)
+                    self._set(task_id, Status.TODO, outcome)
                     self._push(task_id)
                 else:
                     self._end(task_id, Status.FAILED, Status.BLOCKED, outcome)

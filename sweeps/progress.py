@@ -76,6 +76,9 @@ class View:
         else:
             yield _Lines(plan, self.console).observe
 
+    def show_stopping(self) -> None:
+        self.console.print("stopping: workers store their states; Ctrl-C again does not wait for them")
+
     # -- after -------------------------------------------------------------------------------------------
 
     def show_end(
@@ -87,7 +90,7 @@ class View:
         planned_flops: float,
         stopped: bool,
     ) -> None:
-        self.console.print(_result_table(plan, self.store, results))
+        self.console.print(_result_table(plan, self.store, results, self.console))
         self.show_warnings(execution.warnings)
         counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
         spent = f"{execution.spent_flops:.3g} FLOPs trained"
@@ -98,9 +101,9 @@ class View:
             if execution.status.get(task_id) is Status.FAILED:
                 what = describe(plan.tasks[task_id])
                 self.console.print(f"failed: {what}: {_last_line(error)}", markup=False, soft_wrap=True)
-                self.console.print(
-                    f"        traceback in {self.store.folder(task_id.split('@')[0])}/attempts"
-                )
+                folder = self.store.folder(plan.tasks[task_id].trajectory.id)
+                for path in sorted(folder.glob("attempts/*/error.txt"))[-1:] if folder else []:
+                    self.console.print(f"        traceback in {path}", markup=False, soft_wrap=True)
         if stopped or statuses["failed"] or statuses["blocked"] or statuses["todo"]:
             why = "stopped; states are saved. To go on" if stopped else "To try again what failed"
             self.console.print(f"{why}: {shlex.join(['python', *sys.argv])}", soft_wrap=True)
@@ -164,6 +167,9 @@ class _Lines:
         self.waiting: set[str] = set()
 
     def observe(self, task: Task, status: Status, outcome: Outcome | None) -> None:
+        if status is Status.TODO and outcome is not None and outcome.error:
+            line = f"again: {describe(task)} failed: {_last_line(outcome.error)}"
+            self.console.print(line, markup=False, soft_wrap=True)
         if status in (Status.RUNNING, Status.TODO):
             return
         if status is Status.WAITING:
@@ -178,14 +184,26 @@ class _Lines:
         self.console.print(line, markup=False, soft_wrap=True)
 
 
-def _result_table(plan: Plan, store: Store, results: dict[str, Any]) -> Table:
-    table = Table(title=None, box=None, pad_edge=False)
+def _result_table(plan: Plan, store: Store, results: dict[str, Any], console: Console) -> Table:
+    """A row for each requested cell; where the terminal is too narrow, without what matters least."""
     swept = [f"growth.{name}" for name in _swept(plan.requested)]
     columns = ["growth.step", "growth", *swept, "seed", "sunk FLOPs"]
     columns += ["base", "start", "final", "± se"]
     columns += [c.value for c in Control if any(c in cell.controls for cell in plan.requested)]
+    table, endless = _table_of(columns, plan, store, results), console.options.update(width=10_000)
+    for name in ("start", "sunk FLOPs", "± se", "base", "seed"):
+        if console.measure(table, options=endless).maximum <= console.width:
+            break
+        columns.remove(name)
+        table = _table_of(columns, plan, store, results)
+    return table
+
+
+def _table_of(columns: list[str], plan: Plan, store: Store, results: dict[str, Any]) -> Table:
+    table = Table(title=None, box=None, pad_edge=False)
     for name in [*columns, "status"]:
-        table.add_column(name, justify="left" if name in ("growth", "status") else "right")
+        justify = "left" if name in ("growth", "status") else "right"
+        table.add_column(name, justify=justify, no_wrap=name != "growth")
     seen: set[str] = set()
     for cell in plan.requested[:MAX_ROWS]:
         if cell.id not in seen:

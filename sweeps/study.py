@@ -214,6 +214,7 @@ class _Study:
         def ask(signum: int, frame: Any) -> None:
             asked.append(signum)
             self.executors.stop()
+            self.view.show_stopping()
             if len(asked) > 1:
                 raise KeyboardInterrupt
 

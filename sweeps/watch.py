@@ -74,7 +74,9 @@ class Watch:
             self.running.pop(id, None)
             self._read(track, id)
         self.standings[id] = self._standing(id)
-        if status is Status.FAILED:
+        if status is Status.DONE:
+            self.errors.pop(id, None)  # of an attempt before
+        elif status is Status.FAILED or (outcome and outcome.error):
             lines = (outcome.error or "" if outcome else "").strip().splitlines()
             self.errors[id] = lines[-1] if lines else "unknown error"
 

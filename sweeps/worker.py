@@ -82,6 +82,7 @@ def _attempt(
             _record_error(attempt, order, error)
         else:
             timing = {"task": order.task_id, "steps": journal.trained_steps, "wall_s": wall_s}
+            timing["train_s"] = round(journal.train_s, 3)
             timing["evaluate_s"] = round(journal.evaluate_s, 3)
             timing |= machine(options.device, options.threads)
             append_lines(attempt / "timing.jsonl", [timing])

@@ -238,7 +238,7 @@ def test_a_layer_is_found_at_its_first_appearance_and_split_experts_nowhere():
 # The page
 
 
-def test_the_page_shows_what_each_growth_did_beside_its_figures(tmp_path):
+def test_the_page_shows_what_each_growth_did_beside_its_figures(tmp_path, unrendered):
     root = plant_growths(plant(tmp_path / "store", TINY))
     report = write_report(Store(root), "planted", tmp_path / "page")
     page = report.page.read_text()

@@ -63,6 +63,38 @@ def test_a_line_says_why_a_task_failed(monkeypatch, store_root):
     assert all(line.endswith(": RuntimeError: no such operator") for line in lines)
 
 
+def test_an_attempt_that_failed_is_shown_with_what_comes_of_it(monkeypatch, store_root):
+    from sweeps.derivation import Derivation
+
+    original, failed = Derivation.run, []
+
+    def run(self):
+        if not failed:
+            failed.append(self.order.task_id)
+            raise RuntimeError("out of luck")
+        original(self)
+
+    monkeypatch.setattr(Derivation, "run", run)
+    text = seen(monkeypatch, False, launch__store=store_root, steps=(4,))
+    assert re.search(r"again: trunk seed 0: to step \d+ failed: RuntimeError: out of luck", text)
+    warned = f"warning: {failed[0]}: attempt 1 of 2 failed (RuntimeError: out of luck); it is tried again"
+    assert warned in text
+    assert "failed: trunk" not in text.split(warned)[1]
+
+
+def test_a_narrow_terminal_gets_fewer_columns_and_no_broken_rows(monkeypatch, store_root):
+    text = io.StringIO()
+    console = Console(file=text, width=100, highlight=False)
+    monkeypatch.setattr(progress, "_console", lambda: console)
+    controls = ["continued", "scratch_extra", "scratch_total", "sham"]
+    run_study([tiny.mapping(growth__step=4, launch__store=store_root, controls=controls)])
+    (header,) = [line for line in text.getvalue().splitlines() if line.startswith("growth.step")]
+    assert {"final", "status", *controls} <= set(header.split())
+    assert "start" not in header.split()
+    assert re.search(r"^ +4 +interposition \+ .* done *$", text.getvalue(), re.MULTILINE)
+    assert max(map(len, text.getvalue().splitlines())) <= 100
+
+
 def test_the_end_shows_every_cell_with_its_controls(monkeypatch, store_root):
     text = seen(monkeypatch, False, launch__store=store_root)
     header = next(line for line in text.splitlines() if line.startswith("growth.step"))

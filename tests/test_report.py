@@ -12,7 +12,7 @@ from planted import Effect, plant
 
 from analysis.claims import Verdict, judge, opening, verdict_of
 from analysis.correlation import correlate
-from analysis.report import missing, write_report
+from analysis.report import Report, missing, write_report
 from analysis.table import cells_table
 from sweeps.store import Store
 from sweeps.study import run_study
@@ -27,11 +27,23 @@ def said(root, effect):
     return opening(cells, correlation), judge(cells, correlation, 0.01)
 
 
+_COMMAND = [sys.executable, str(ROOT / "report.py")]
+
+
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    root = tmp_path_factory.mktemp("planted")
-    store = Store(plant(root / "store", Effect(slope=0.02, net=0.02, tokens_per_step=2048)))
-    return write_report(store, "planted", root / "page"), root / "page"
+def commanded(tmp_path_factory):
+    """Where the command ran, and the lines that it printed."""
+    place = tmp_path_factory.mktemp("planted")
+    plant(place / "store", Effect(slope=0.02, net=0.02, tokens_per_step=2048))
+    command = [*_COMMAND, "study=planted"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
+    return place, done.stdout.splitlines()
+
+
+@pytest.fixture(scope="module")
+def written(commanded):
+    place, (page, sentence) = commanded
+    return Report(page=place / page, opening=sentence), (place / page).parent
 
 
 def test_the_page_stands_alone_and_opens_with_the_sentence(written):
@@ -183,9 +195,6 @@ def test_a_study_that_never_ran_gets_a_page_too(tmp_path, unrendered):
     assert "it was not run yet" in page
 
 
-_COMMAND = [sys.executable, str(ROOT / "report.py")]
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [(["study=nope"], "nope"), ([], "study is missing"), (["study=planted", "do=x"], "do=x")],
@@ -201,15 +210,12 @@ def test_bad_input_is_refused_with_one_line_and_exit_code_2(tmp_path, words, mes
     assert not (tmp_path / "reports").exists()
 
 
-def test_the_command_prints_the_page_and_its_opening_and_leaves_no_logs(tmp_path):
-    plant(tmp_path / "store", Effect(growth_steps=(100, 200, 300), extra_steps=20, methods=("stack",)))
-    command = [*_COMMAND, "study=planted"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    page, sentence = done.stdout.splitlines()
+def test_the_command_prints_the_page_and_its_opening_and_leaves_no_logs(commanded):
+    place, (page, sentence) = commanded
     assert page == "reports/planted/index.html"
     assert sentence.startswith("At N_a = 120k")
-    assert "report.py study=planted" in (tmp_path / page).read_text()
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".log", ".yaml")]
+    assert "report.py study=planted" in (place / page).read_text()
+    assert not [path for path in place.rglob("*") if path.suffix in (".log", ".yaml")]
 
 
 def test_analysis_needs_neither_torch_nor_ray_nor_wandb():

@@ -60,6 +60,7 @@ def test_a_grid_runs_as_one_study_and_a_rerun_trains_nothing(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_one_cell_without_m_runs_on_ray_and_leaves_nothing_but_the_store(tmp_path):
     done = sweep(tmp_path, launch="ray", background=False)
     assert done.returncode == 0, done.stderr
@@ -137,7 +138,7 @@ runpy.run_path({program!r}, run_name="__main__")
     ("launch", "signum"),
     [
         ("serial", signal.SIGTERM),
-        ("ray", signal.SIGINT),
+        pytest.param("ray", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("serial", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGTERM, marks=pytest.mark.slow),
     ],
