@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test fault slow gpu check bench clean
+# What `make paper` runs, in an order in which each study finds the trunks of those before it
+MODEL ?= pico
+PAPER := timing fixed_extra fixed_total factor4 noise topk_variants order chain annealed_starts \
+	growth_lr scratch_lr factor4_residual norms norm_placement ladder
+
+.PHONY: setup demo paper test fault slow gpu check bench clean
 
 setup: $(READY)
 
@@ -18,6 +23,9 @@ $(READY): pyproject.toml
 demo: setup
 	$(BIN)/python sweep.py -m study=quickstart
 	$(BIN)/python report.py study=quickstart
+
+paper: setup
+	for study in $(PAPER); do $(BIN)/python sweep.py -m study=$$study model=$(MODEL) || exit; done
 
 test: setup
 	$(BIN)/python -m pytest
