@@ -133,11 +133,16 @@ def test_a_sweep_on_ray_survives_kills(calm, head, seconds, tmp_path, victim, se
     until(lambda: workers(root) or process.poll() is not None, process, root)
     if victim in ("driver", "both"):
         process.kill()
-    if victim in ("worker", "both"):
-        for pid in workers(root)[:1]:
-            kill(pid)
+    victims = workers(root)[:1] if victim in ("worker", "both") else []
+    for pid in victims:
+        kill(pid)
     status = process.wait(timeout=300)
     assert status == (0 if victim == "worker" else -signal.SIGKILL), said(root)
+    if victim == "worker":
+        assert victims, "there was nobody to kill"
+        assert "warning: a worker was lost" in said(root)
+        assert "it is tried again" in said(root)
+        assert list(root.glob("trajectories/*/attempts/01/error.txt"))
     assert_completed(root, calm)
 
 
