@@ -14,6 +14,11 @@ _SHARED = {
     "trunk_activated_params": "N_a {:.4g}",
     "eval_id": "evaluation {}",
     "decay_fraction": "decay {:g}",
+    "start_phase": "{} start",
+    "train_lr": "trunk rate {:g}",
+    "norm_placement": "{}-norm",
+    "residual_base_layers": "residual base {:g}",
+    "trunk_layers": "{:g} layers",
 }
 # Settings that only some operators have: named where they differ between growths by the same operators.
 _OWN = {

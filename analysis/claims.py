@@ -1,237 +1,369 @@
-"""What a study may say: the opening sentence, and a verdict on each claim that it touches."""
+"""The paper's claims C1–C11 (arXiv 2510.08008), each measured on a table of cells: positive is as claimed.
 
-from enum import StrEnum
+A measure takes the rows of one study and gives a Finding, or None where the study does not touch the claim.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.correlation import associate, t_interval
+from analysis.correlation import associate
+from analysis.verdict import Finding, judged, numbers
 
 TRUNKS_FOR_A_VERDICT = 8
 C1_SUNK_F_C = (2.0, 27.0)
 C3_SUNK_F_C = (0.25, 8.0)
+STABLE_LOSS = 0.1  # nats above the loss before growth at which a branch may end and count as stable
+_SETTINGS = (
+    *("replicate", "growth_step", "width_method", "noise_scale", "growth_lr", "start_phase", "train_lr"),
+    *("norm_placement", "residual_base_layers"),
+)
 
 
-class Verdict(StrEnum):
-    AGREES = "agrees"
-    DISAGREES = "disagrees"
-    NO_DIFFERENCE = "no difference within ±δ"
-    UNDECIDED = "undecided"
-    NOT_COVERED = "regime not covered"
+@dataclass(frozen=True)
+class Claim:
+    """`paper` is the paper's own number with its place; `studies` those of conf/study that are about it."""
+
+    id: str
+    statement: str
+    paper: str
+    studies: tuple[str, ...]
+    measure: Callable[[pd.DataFrame], Finding | None]
 
 
-_DATA = {"world": "the synthetic language", "text": "text"}
-
-
-def opening(cells: pd.DataFrame, correlation: dict[str, Any]) -> str:
-    """One sentence: the regime, the trunks, the mean net against continuing, and what stays undecided."""
-    grown = _finished(cells)
-    if grown.empty:
-        return "No grown cell of this study has finished, so it decides nothing."
-    net = correlation["series"]["pooled"]["net"]
-    n = correlation["n_trunks"]
-    regime = (
-        f"At N_a = {_count(grown['trunk_activated_params'])} ({_data(grown)}), "
-        f"{_range(grown['sunk_f_c'])} F_c sunk and {_range(grown['extra_f_c'])} F_c extra"
-    )
-    if net["mean"] is None:
-        found = (
-            f"{len(grown)} cells grown from {_trunks(n)} have no finished control that continues the trunk"
-        )
-    else:
-        found = (
-            f"the mean net against continuing is {points(net['mean'])} points ({net['n_cells']} cells from "
-            f"{_trunks(n)}, {_interval_words(net)})"
-        )
-    return f"{regime}, {found}; this study cannot decide {_list(undecidable(cells, correlation))}."
-
-
-def _interval_words(net: dict[str, Any]) -> str:
-    interval = (net["interval"] or {}).get("mean")
-    if not interval:
-        return "no interval"
-    low, high = interval
-    return f"95 % interval {points(low)} to {points(high)}"
-
-
-def undecidable(cells: pd.DataFrame, correlation: dict[str, Any]) -> list[str]:
-    """What this study is too small, too early or too incomplete for, as noun phrases."""
-    grown, n = _finished(cells), correlation["n_trunks"]
-    net = correlation["series"]["pooled"]["net"]
-    out = []
-    interval = (net["interval"] or {}).get("mean")
-    if net["mean"] is None or interval is None or interval[0] <= 0 <= interval[1]:
-        out.append("whether growing beats continuing")
-    if n < TRUNKS_FOR_A_VERDICT:
-        out.append(f"any claim on sunk FLOPs (that takes {TRUNKS_FOR_A_VERDICT} trunks)")
-    if n < TRUNKS_FOR_A_VERDICT or not _spans_c3(grown):
-        out.append("stack against interposition (that takes 0.25 to 8 F_c sunk)")
-    out.append("anything at other sizes, rates or data")
-    return out
-
-
-def judge(cells: pd.DataFrame, correlation: dict[str, Any], delta: float) -> list[dict[str, str]]:
-    """Claims that the study's cells touch: id, statement, verdict and why, in plain words.
+def judge(cells: pd.DataFrame, correlation: dict[str, Any], delta: float) -> list[dict[str, Any]]:
+    """Claims that the study's cells touch: id, statement, verdict, why, and the numbers behind them.
 
     `delta` (accuracy as a fraction) is the difference that counts as none. One trunk: all undecided.
     """
-    grown = _finished(cells)
-    if grown.empty:
-        return []
-    rule = correlation["budget_rule"]
-    out = []
-    if rule == "extra" and grown["growth_step"].nunique() > 1:
-        effect, interval = _rise(grown)
-        covered = grown["sunk_f_c"].max() >= C1_SUNK_F_C[0]
-        why = f"Final accuracy changes by {_shown(effect, interval)} over the range of sunk FLOPs."
-        statement = "With a fixed extra budget, final accuracy rises with sunk FLOPs."
-        out.append(_claim("C1", statement, why, interval, delta, correlation, covered))
-    if rule == "total" and grown["gain_over_scratch_total"].notna().any():
-        effect, interval = _over_trunks(grown, "gain_over_scratch_total")
-        covered = grown["sunk_f_c"].max() >= C1_SUNK_F_C[0]
-        why = f"Grown minus scratch with equal total FLOPs is {_shown(effect, interval)}."
-        statement = "With a fixed total budget, growing matches or beats scratch."
-        out.append(_claim("C2", statement, why, interval, delta, correlation, covered))
-    if {"stack", "interposition"} <= set(grown["method"]):
-        out.append(_stack_against_interposition(grown, correlation))
-    return out
+    found = [(claim, claim.measure(cells)) for claim in CLAIMS]
+    return [row(claim, finding, delta) for claim, finding in found if finding is not None]
 
 
-def _claim(
-    name: str,
-    statement: str,
-    why: str,
-    interval: list[float] | None,
-    delta: float,
-    correlation: dict[str, Any],
-    covered: bool,
-) -> dict[str, str]:
-    n = correlation["n_trunks"]
-    verdict, reason = Verdict.UNDECIDED, ""
-    if n == 1:
-        reason = " One trunk decides nothing."
-    elif not covered:
-        verdict, reason = (
-            Verdict.NOT_COVERED,
-            f" The claim is about {C1_SUNK_F_C[0]:g} F_c of sunk FLOPs and more.",
-        )
-    elif n < TRUNKS_FOR_A_VERDICT or interval is None:
-        reason = f" {n} trunks; a verdict takes {TRUNKS_FOR_A_VERDICT}."
-    else:
-        verdict = verdict_of(interval, delta)
-    return {"id": name, "statement": statement, "verdict": verdict.value, "why": why + reason}
+def row(claim: Claim, finding: Finding, delta: float) -> dict[str, Any]:
+    verdict, why = judged(finding, delta)
+    about = {"id": claim.id, "statement": claim.statement, "verdict": verdict.value, "why": why}
+    return about | {"paper": claim.paper, "studies": list(claim.studies)} | numbers(finding)
 
 
-def verdict_of(interval: list[float], delta: float) -> Verdict:
-    """The verdict on a claimed positive effect."""
-    low, high = interval
-    if -delta <= low and high <= delta:
-        return Verdict.NO_DIFFERENCE
-    if low > 0:
-        return Verdict.AGREES
-    return Verdict.DISAGREES if high < 0 else Verdict.UNDECIDED
+def finished(cells: pd.DataFrame) -> pd.DataFrame:
+    """The grown cells that have an end."""
+    return cells[(cells["kind"] == "branch") & (cells["status"] == "done") & cells["final_acc"].notna()]
 
 
-def _stack_against_interposition(grown: pd.DataFrame, correlation: dict[str, Any]) -> dict[str, str]:
-    statement = "Interposition beats stack once more than about 1 F_c is sunk, and not before."
-    high = grown["sunk_f_c"].max()
-    late = grown[grown["sunk_f_c"] > 1.0]
-    keys = ["replicate", "growth_step", "width_method", "noise_scale", "depth_factor", "extra_flops"]
-    wide = late.pivot_table(index=keys, columns="method", values="final_acc", aggfunc="mean")
-    needs = "It takes growth steps log-spaced over 0.25 to 8 F_c, tuned rates and several trunks."
-    if not high > 1.0:
-        why = f"Nothing is claimed: at most {high:.2g} F_c is sunk here. {needs}"
-        one = Verdict.UNDECIDED if correlation["n_trunks"] == 1 else Verdict.NOT_COVERED
-        return {"id": "C3", "statement": statement, "verdict": one.value, "why": why}
-    why = ""
-    if {"stack", "interposition"} <= set(wide.columns):
-        paired = (wide["interposition"] - wide["stack"]).dropna().rename("gap").reset_index()
-        effect, interval = _over_trunks(paired, "gap")
-        if effect is not None:
-            why = f"Beyond 1 F_c, interposition minus stack is {_shown(effect, interval)}. "
-    verdict = Verdict.UNDECIDED
-    if correlation["n_trunks"] > 1 and not _spans_c3(grown):
-        verdict = Verdict.NOT_COVERED
-    tuned = (
-        "" if verdict is Verdict.NOT_COVERED else " Whether the rates were tuned per method is not recorded."
-    )
-    return {"id": "C3", "statement": statement, "verdict": verdict.value, "why": why + needs + tuned}
-
-
-def _spans_c3(grown: pd.DataFrame) -> bool:
+def spans_c3(grown: pd.DataFrame) -> bool:
     low, high = C3_SUNK_F_C
     return bool(grown["sunk_f_c"].min() <= 1.2 * low and grown["sunk_f_c"].max() >= high / 1.2)
 
 
-def _rise(grown: pd.DataFrame) -> tuple[float | None, list[float] | None]:
-    """Per trunk the Theil–Sen slope times the range of sunk FLOPs, averaged over arms; then over trunks."""
+# -- depth -----------------------------------------------------------------------------------------------
+
+
+def _rise_with_sunk(cells: pd.DataFrame) -> Finding | None:
+    """C1: per trunk and arm the Theil–Sen slope times the range of sunk FLOPs, then averaged over arms."""
+    grown = finished(cells)
+    if grown.empty or _rule(grown) != "extra" or grown["growth_step"].nunique() < 2:
+        return None
     span = float(grown["sunk_flops"].max() - grown["sunk_flops"].min())
-    rows = []
+    rises: dict[str, list[float]] = {}
     for (trunk, _), own in grown.groupby(["replicate", "arm"]):
         slope = associate(own, "final_acc")["theil_sen"]
         if slope:
-            rows.append({"replicate": trunk, "rise": slope["slope"] * span / 1e12})
-    return _over_trunks(pd.DataFrame(rows, columns=["replicate", "rise"]), "rise")
+            rises.setdefault(str(trunk), []).append(slope["slope"] * span / 1e12)
+    return Finding(
+        per_trunk=tuple(float(np.mean(own)) for own in rises.values()),
+        what="Final accuracy changes over the range of sunk FLOPs by",
+        covered=bool(grown["sunk_f_c"].max() >= C1_SUNK_F_C[0]),
+        needs=f"The claim is about {C1_SUNK_F_C[0]:g} F_c of sunk FLOPs and more.",
+        cells=_ids(grown),
+        trunks_needed=TRUNKS_FOR_A_VERDICT,
+    )
 
 
-def _over_trunks(table: pd.DataFrame, column: str) -> tuple[float | None, list[float] | None]:
-    values = table.groupby("replicate")[column].mean().dropna()
-    return (float(values.mean()), t_interval(list(values))) if len(values) else (None, None)
+def _gain_at_equal_total(cells: pd.DataFrame) -> Finding | None:
+    """C2: grown − scratch at equal total FLOPs, per trunk over its growth steps."""
+    grown = finished(cells)
+    grown = grown[grown["gain_over_scratch_total"].notna()]
+    if grown.empty or _rule(grown) != "total":
+        return None
+    return Finding(
+        per_trunk=_means(grown, "gain_over_scratch_total"),
+        what="Grown minus scratch with equal total FLOPs is",
+        covered=bool(grown["sunk_f_c"].max() >= C1_SUNK_F_C[0]),
+        needs=f"The claim is about {C1_SUNK_F_C[0]:g} F_c of sunk FLOPs and more.",
+        cells=_ids(grown),
+        trunks_needed=TRUNKS_FOR_A_VERDICT,
+    )
 
 
-def _finished(cells: pd.DataFrame) -> pd.DataFrame:
-    return cells[(cells["kind"] == "branch") & (cells["status"] == "done") & cells["final_acc"].notna()]
+def _interposition_over_stack(cells: pd.DataFrame) -> Finding | None:
+    """C3: paired by trunk and growth step, beyond 1 F_c."""
+    grown = finished(cells)
+    if not {"stack", "interposition"} <= set(grown["method"]):
+        return None
+    late = grown[grown["sunk_f_c"] > 1.0]
+    needs = "It takes growth steps log-spaced over 0.25 to 8 F_c and several trunks."
+    if late.empty:
+        needs = f"At most {grown['sunk_f_c'].max():.2g} F_c is sunk here. {needs}"
+    return Finding(
+        per_trunk=_paired(late, "method", "interposition", "stack", also=("depth_factor",)),
+        what="Beyond 1 F_c, interposition minus stack is",
+        covered=spans_c3(grown),
+        needs=needs,
+        cells=_ids(late),
+        trunks_needed=TRUNKS_FOR_A_VERDICT,
+    )
 
 
-def points(fraction: float) -> str:
-    """A difference of accuracies in percentage points with its sign."""
-    shown = f"{100 * fraction:+.1f}"
-    return "0.0" if shown in ("-0.0", "+0.0") else shown.replace("-", "−")
+def _gap_by_factor(cells: pd.DataFrame) -> Finding | None:
+    """C4: interposition − stack at the largest factor less that at factor 2, per trunk, beyond 1 F_c."""
+    grown = finished(cells)
+    factors = sorted(set(grown["depth_factor"].dropna()))
+    both = {"stack", "interposition"} <= set(grown["method"])
+    if not both or 2.0 not in factors or factors[-1] <= 2.0:
+        return None
+    late = grown[grown["sunk_f_c"] >= 0.95]
+    gaps = [
+        _gaps(late[late["depth_factor"] == factor], "method", "interposition", "stack", ())
+        for factor in (factors[-1], 2.0)
+    ]
+    widening = (gaps[0] - gaps[1]).dropna().groupby("replicate").mean()
+    return Finding(
+        per_trunk=tuple(widening),
+        what=f"From factor 2 to {factors[-1]:g}, interposition minus stack widens by",
+        covered=bool(grown["sunk_f_c"].max() > 1.0) and factors[-1] >= 4.0,
+        needs="It takes factors 2 and 4 beyond 1 F_c.",
+        cells=_ids(late),
+    )
 
 
-def _shown(effect: float | None, interval: list[float] | None) -> str:
-    if effect is None:
-        return "an unknown number of points"
-    if interval is None:
-        return f"{points(effect)} points (no interval)"
-    return f"{points(effect)} points (95 % interval {points(interval[0])} to {points(interval[1])})"
+def _annealed_gains_less(cells: pd.DataFrame) -> Finding | None:
+    """C9: net of stable starts less that of annealed ones, at one rate, per trunk."""
+    grown = finished(cells)
+    if not {"stable", "annealed"} <= set(grown["start_phase"]):
+        return None
+    return Finding(
+        per_trunk=_paired(grown, "start_phase", "stable", "annealed", value="net"),
+        what="Net from stable starts minus net from annealed ones, over rates, is",
+        covered=True,
+        needs="",
+        cells=_ids(grown),
+    )
 
 
-def _trunks(n: int) -> str:
-    return "one trunk" if n == 1 else f"{n} trunks"
+# -- width -----------------------------------------------------------------------------------------------
 
 
-def _data(cells: pd.DataFrame) -> str:
-    names = sorted({str(name) for name in cells["data"]} - {""})
-    return " and ".join(_DATA.get(name, name) for name in names) or "data not recorded"
+def _noise_helps(cells: pd.DataFrame) -> Finding | None:
+    """C6: α = 0.01 − α = 0, paired by trunk."""
+    grown = finished(cells)
+    grown = grown[grown["width_method"] == "duplicate"]
+    if not {0.0, 0.01} <= set(grown["noise_scale"]):
+        return None
+    return Finding(
+        per_trunk=_paired(grown, "noise_scale", 0.01, 0.0),
+        what="α = 0.01 minus α = 0 is",
+        covered=True,
+        needs="",
+        cells=_ids(grown),
+    )
 
 
-def _count(params: pd.Series) -> str:
-    values = params.dropna()
-    if values.empty:
-        return "unknown"
-    low, high = values.min(), values.max()
-    return _short(low) if low == high else f"{_short(low)}–{_short(high)}"
+def _both_beat_one(cells: pd.DataFrame) -> Finding | None:
+    """C7: experts and top-k doubled less the better of one of the two alone, at equal extra FLOPs."""
+    grown = finished(cells)
+    alone = [name for name in ("experts_only", "top_k_only") if name in set(grown["width_method"])]
+    if not alone or "duplicate" not in set(grown["width_method"]):
+        return None
+    gaps = pd.concat([_gaps(grown, "width_method", "duplicate", name, ()) for name in alone], axis=1)
+    return Finding(
+        per_trunk=tuple(gaps.min(axis=1).groupby("replicate").mean().dropna()),
+        what="At equal extra FLOPs, both doubled minus the better of one doubled alone is",
+        covered=len(alone) == 2,
+        needs="It takes experts alone and top-k alone.",
+        cells=_ids(grown),
+    )
 
 
-def _short(number: float) -> str:
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{letter}"
-    return f"{number:.0f}"
+# -- chains ----------------------------------------------------------------------------------------------
 
 
-def _range(values: pd.Series) -> str:
-    values = values.dropna()
-    if values.empty:
-        return "an unknown number of"
-    low, high = f"{values.min():.2g}", f"{values.max():.2g}"
-    return low if low == high or np.isclose(values.min(), values.max(), rtol=0.1) else f"{low}–{high}"
+def _order_is_moot(cells: pd.DataFrame) -> Finding | None:
+    """C8: depth → width less width → depth, paired by trunk."""
+    grown = finished(cells)
+    orders = grown["growth"].map(_order)
+    if not {"depth first", "width first"} <= set(orders):
+        return None
+    return Finding(
+        per_trunk=_paired(grown.assign(order=orders), "order", "depth first", "width first", alike=False),
+        what="Depth then width minus width then depth is",
+        covered=True,
+        needs="",
+        cells=_ids(grown),
+        none_claimed=True,
+    )
 
 
-def _list(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + ", or " + parts[-1]
+def _chain_beats_both(cells: pd.DataFrame) -> Finding | None:
+    """C10: the chain less the better of continuing (equal total) and scratch (equal extra), per trunk."""
+    grown = finished(cells)
+    grown = grown[grown["growth"].map(_order) == "depth first"]
+    if grown.empty or grown[["net", "gain_over_scratch_extra"]].isna().all().any():
+        return None
+    least = grown.assign(least=grown[["net", "gain_over_scratch_extra"]].min(axis=1))
+    return Finding(
+        per_trunk=_means(least, "least"),
+        what="The chain minus the better of continuing and starting over is",
+        covered=bool(grown["sunk_f_c"].max() >= C1_SUNK_F_C[0] / 1.05),
+        needs="It takes about 2 F_c of sunk FLOPs.",
+        cells=_ids(grown),
+    )
 
 
-__all__ = ["Verdict", "judge", "opening", "points", "undecidable", "verdict_of"]
+def _order(growth: Any) -> str:
+    """Which of depth and width a chain of growths begins with; "" for what is no chain of the two."""
+    stages = [stage.strip() for stage in str(growth).split("→")]
+    deep = [any(name in stage for name in ("stack", "interposition")) for stage in stages]
+    return {"10": "depth first", "01": "width first"}.get("".join(str(int(d)) for d in deep), "")
+
+
+# -- stability -------------------------------------------------------------------------------------------
+
+
+def _stable_under_both_norms(cells: pd.DataFrame) -> Finding | None:
+    """C11: per trunk, over rates at which continuing is stable, the share of grown runs that are not, with
+    its sign turned; the least favourable placement of norms counts."""
+    grown = cells[cells["kind"] == "branch"]
+    if grown["norm_placement"].nunique() < 2:
+        return None
+    usable = grown[grown["continued_acc"].notna() & grown["status"].isin(["done", "diverged"])]
+    stable = (usable["status"] == "done") & (usable["final_loss"] <= usable["base_loss"] + STABLE_LOSS)
+    shares = stable.astype(float).groupby([usable["replicate"], usable["norm_placement"]]).mean()
+    worst = shares.groupby(level=0).min() - 1.0
+    return Finding(
+        per_trunk=tuple(worst),
+        what="With the less stable placement of norms the share of stable grown runs differs from 1 by",
+        covered=bool(grown["trunk_layers"].min() >= 24),
+        needs="It takes 24 layers or more.",
+        cells=_ids(usable),
+        none_claimed=True,
+    )
+
+
+# -- pairing ---------------------------------------------------------------------------------------------
+
+
+def _rule(grown: pd.DataFrame) -> str:
+    from analysis.arms import budget_rule
+
+    return budget_rule(grown)[0]
+
+
+def _gaps(
+    grown: pd.DataFrame, column: str, first: Any, second: Any, also: tuple[str, ...], value: str = "final_acc"
+) -> pd.Series:
+    """`value` of `first` less that of `second` wherever all other settings are the same."""
+    keys = [name for name in (*_SETTINGS, *also) if name != column]
+    table = grown.assign(**{key: grown[key].astype(str) for key in keys})
+    wide = table.pivot_table(index=keys, columns=column, values=value, aggfunc="mean", observed=True)
+    if not {first, second} <= set(wide.columns):
+        return pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[]], names=["replicate"]))
+    return (wide[first] - wide[second]).dropna()
+
+
+def _paired(
+    grown: pd.DataFrame,
+    column: str,
+    first: Any,
+    second: Any,
+    *,
+    value: str = "final_acc",
+    also: tuple[str, ...] = (),
+    alike: bool = True,
+) -> tuple[float, ...]:
+    """The mean gap of each trunk. Without `alike`, settings other than trunk and growth step may differ."""
+    if not alike:
+        wide = grown.pivot_table(index=["replicate", "growth_step"], columns=column, values=value)
+        gaps = (wide[first] - wide[second]).dropna()
+    else:
+        gaps = _gaps(grown, column, first, second, also, value)
+    return tuple(float(gap) for gap in gaps.groupby("replicate").mean())
+
+
+def _means(grown: pd.DataFrame, column: str) -> tuple[float, ...]:
+    return tuple(float(mean) for mean in grown.groupby("replicate")[column].mean().dropna())
+
+
+def _ids(cells: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(cells["cell_id"])
+
+
+CLAIMS = (
+    Claim(
+        "C1",
+        "With a fixed extra budget, final accuracy rises with sunk FLOPs.",
+        "38.79 (scratch) to 48.99 % over 0 to 27 F_c, one trunk (Table 2)",
+        ("fixed_extra", "timing"),
+        _rise_with_sunk,
+    ),
+    Claim(
+        "C2",
+        "With a fixed total budget, growing matches or beats scratch.",
+        "45.03 % (scratch) against 46.12 to 48.53 % (Fig. 12)",
+        ("fixed_total",),
+        _gain_at_equal_total,
+    ),
+    Claim(
+        "C3",
+        "Interposition beats stack once more than about 1 F_c is sunk, and not before.",
+        "Fig. 3 and 5, no table",
+        ("timing",),
+        _interposition_over_stack,
+    ),
+    Claim("C4", "The gap widens with factor 4.", "Fig. 4, no table", ("factor4",), _gap_by_factor),
+    Claim(
+        "C6",
+        "Duplicates with noise of α = 0.01 beat exact ones.",
+        "about 1 point at equal loss (Fig. 7)",
+        ("noise",),
+        _noise_helps,
+    ),
+    Claim(
+        "C7",
+        "Experts and top-k doubled together beat either alone.",
+        "Fig. 8, no table",
+        ("topk_variants",),
+        _both_beat_one,
+    ),
+    Claim(
+        "C8",
+        "Depth then width and width then depth end alike.",
+        "Fig. 9, no table",
+        ("order",),
+        _order_is_moot,
+    ),
+    Claim(
+        "C9",
+        "Annealed starts gain less than stable ones.",
+        "last rows of Table 2, at one rate for all",
+        ("annealed_starts",),
+        _annealed_gains_less,
+    ),
+    Claim(
+        "C10",
+        "Trunk → depth → width beats scratch at equal extra FLOPs, and continuing at equal total FLOPs.",
+        "64.17 against 57.99 and 61.21 % (§5)",
+        ("chain",),
+        _chain_beats_both,
+    ),
+    Claim(
+        "C11",
+        "Growing is stable under pre-norm and post-norm.",
+        "no table",
+        ("norm_placement",),
+        _stable_under_both_norms,
+    ),
+)

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.arms import standard_error
-from analysis.claims import judge, opening, points
+from analysis.claims import judge
 from analysis.correlation import correlate
 from analysis.curves import curves, family_curves, trunk_curves
 from analysis.figures import (
@@ -32,7 +32,9 @@ from analysis.figures import (
 )
 from analysis.figures.style import png
 from analysis.growth_section import GrowthSection, growth_section
+from analysis.opening import opening
 from analysis.table import cells_table
+from analysis.verdict import points
 from sweeps.store import Store
 
 DELTA = 0.01

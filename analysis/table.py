@@ -16,6 +16,7 @@ COLUMNS = (
     *("study", "cell_id", "kind", "requested", "control_of", "status", "trajectory_id", "trunk_id"),
     *("replicate", "arm", "growth_step", "method", "depth_factor", "width_method", "width_factor"),
     *("noise_scale", "optimizer_state", "growth_lr", "seed", "growth_seed"),
+    *("start_phase", "train_lr", "norm_placement", "residual_base_layers", "trunk_layers"),
     *("growth", "growth_warmup_steps", "keep_first", "keep_last", "layer_map", "copies"),
     *("router_noise_scale", "drop_fraction", "then", "then_after_flops"),
     *("sunk_flops", "extra_flops", "total_flops", "paper_flops", "f_c", "sunk_f_c", "extra_f_c"),
@@ -49,6 +50,7 @@ COLUMNS = (
 _SPIKE_STEPS, _STEPS_BEFORE = 50, 20
 _TEXT = (
     *("study", "cell_id", "kind", "control_of", "status", "trajectory_id", "trunk_id", "replicate", "arm"),
+    *("start_phase", "norm_placement"),
     *("growth", "then", "method", "width_method", "optimizer_state", "layer_map", "copies"),
     *("data", "at_growth", "eval_id"),
     *(f"{control}_id" for control in CONTROLS),

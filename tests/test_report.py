@@ -10,10 +10,12 @@ import pytest
 import tiny
 from planted import Effect, plant
 
-from analysis.claims import Verdict, judge, opening, verdict_of
+from analysis.claims import judge
 from analysis.correlation import correlate
+from analysis.opening import opening
 from analysis.report import Report, missing, write_report
 from analysis.table import cells_table
+from analysis.verdict import Verdict, verdict_of
 from sweeps.store import Store
 from sweeps.study import run_study
 

@@ -154,8 +154,8 @@ class Slot:
     def _failed(self, error: str) -> Outcome:
         assert self.order is not None
         error = f"the worker of {self.order.task_id} died: {error}"
-        record_death(self.order, self.store, error)
-        return Outcome(task_id=self.order.task_id, result=Result.FAILED, error=error)
+        record_death(self.order, self.store, error)  # all of it; of Ray's paragraphs the first line says it
+        return Outcome(task_id=self.order.task_id, result=Result.FAILED, error=error.splitlines()[0])
 
     def end(self) -> None:
         for worker in self.workers:
