@@ -10,7 +10,6 @@ from scipy import optimize, stats
 LEVEL = 0.95
 POWER = 0.8
 MIN_TRUNKS = 3
-MIN_TRUNKS_MIXED = 6
 MIN_TRUNKS_BOOTSTRAP = 8
 RESAMPLES = 10_000
 _UNDEFINED_SHARE = 0.05  # of resamples; with more, the quantiles of the rest would be of another population
@@ -29,7 +28,7 @@ def t_test(values: Sequence[float]) -> float | None:
     """Two-sided p of a mean of 0; None for fewer than three values, and for equal ones (no spread known)."""
     if len(values) < MIN_TRUNKS or np.ptp(values) == 0:
         return None
-    return float(stats.ttest_1samp(values, 0.0).pvalue)
+    return float(cast(float, stats.ttest_1samp(values, 0.0)[1]))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -55,7 +54,7 @@ def _detectable_in_standard_errors(n: int) -> float:
     critical = stats.t.ppf((1 + LEVEL) / 2, n - 1)
 
     def missing(shift: float) -> float:
-        return stats.nct.sf(critical, n - 1, shift) - POWER
+        return float(stats.nct.sf(critical, n - 1, shift)) - POWER
 
     # For 2 degrees of freedom the root is 5.5; it falls towards 2.8 with n.
     return float(cast(float, optimize.brentq(missing, 2.0, 8.0)))
@@ -83,8 +82,8 @@ def equivalence(values: Sequence[float], delta: float) -> dict[str, Any]:
     out: dict[str, Any] = {"n_trunks": len(values), "delta": delta, "p": None, "equivalent": None}
     if len(values) < MIN_TRUNKS or np.ptp(values) == 0:
         return out
-    above = stats.ttest_1samp(values, -delta, alternative="greater").pvalue
-    below = stats.ttest_1samp(values, delta, alternative="less").pvalue
+    above = cast(float, stats.ttest_1samp(values, -delta, alternative="greater")[1])
+    below = cast(float, stats.ttest_1samp(values, delta, alternative="less")[1])
     p = float(max(above, below))
     return out | {"p": p, "equivalent": p < 1 - LEVEL}
 
@@ -99,7 +98,7 @@ def cluster_bootstrap(x: np.ndarray, y: np.ndarray, trunk: np.ndarray, seed: int
     _, code = np.unique(np.asarray(trunk, dtype=str), return_inverse=True)
     n = int(code.max(initial=-1)) + 1
     if n < MIN_TRUNKS_BOOTSTRAP:
-        raise ValueError(f"{n} trunks: a cluster bootstrap takes {MIN_TRUNKS_BOOTSTRAP}")
+        raise ValueError(f"a bootstrap of trunks takes {MIN_TRUNKS_BOOTSTRAP}; here are {n}")
     x_unit, y_unit = float(np.ptp(x)) or 1.0, float(np.ptp(y)) or 1.0
     of_trunk = _moments((x - np.mean(x)) / x_unit, (y - np.mean(y)) / y_unit, code, n)
     draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
@@ -144,55 +143,3 @@ def _percentiles(values: np.ndarray) -> list[float] | None:
     if len(defined) < (1 - _UNDEFINED_SHARE) * len(values):
         return None
     return np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
-
-
-def mixed_slope(x: np.ndarray, y: np.ndarray, trunk: np.ndarray) -> dict[str, Any]:
-    """Slope of y on x with a random intercept and slope per trunk, with its interval (Swamy 1970).
-
-    Each trunk's own least-squares line, weighted by the inverse of what trunks and residuals vary together;
-    the error is that of the weighted lines about their mean (t, trunks − 1 degrees of freedom), so that equal
-    designs give exactly t over one slope per trunk. `slope_sd` is how much slopes differ between trunks.
-    A `ValueError` with fewer than 6 trunks that have 3 cells and 2 values of x.
-    """
-    x_unit = float(np.ptp(x)) or 1.0
-    lines, covariances, squares, freedom = [], [], 0.0, 0
-    for name in np.unique(np.asarray(trunk, dtype=str)):
-        own = np.asarray(trunk, dtype=str) == name
-        if own.sum() < 3 or np.ptp(x[own]) == 0:
-            continue
-        design = np.stack([np.ones(own.sum()), x[own] / x_unit], axis=1)
-        line = np.linalg.lstsq(design, y[own], rcond=None)[0]
-        lines.append(line)
-        covariances.append(np.linalg.inv(design.T @ design))
-        squares += float(((y[own] - design @ line) ** 2).sum())
-        freedom += int(own.sum()) - 2
-    n = len(lines)
-    if n < MIN_TRUNKS_MIXED:
-        raise ValueError(f"{n} trunks with 3 cells and 2 values of x: a mixed model takes {MIN_TRUNKS_MIXED}")
-    between, mean, error = _weighted_lines(np.array(lines), squares / freedom * np.array(covariances))
-    half = stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
-    return {
-        "how": "random intercept and slope per trunk (Swamy), t over trunks",
-        "n_trunks": n,
-        "level": LEVEL,
-        "slope": mean / x_unit,
-        "slope_interval": [float(mean - half) / x_unit, float(mean + half) / x_unit],
-        "slope_sd": between / x_unit,
-        "p": float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else None,
-    }
-
-
-def _weighted_lines(lines: np.ndarray, of_residuals: np.ndarray) -> tuple[float, float, float]:
-    """The standard deviation of slopes between trunks, their weighted mean and its standard error."""
-    n = len(lines)
-    values, vectors = np.linalg.eigh(np.cov(lines.T) - of_residuals.mean(axis=0))
-    between = (vectors * values.clip(min=0)) @ vectors.T
-    variance = between + of_residuals
-    # Lines that fit without residuals and do not differ weigh alike; a tiny ridge keeps that defined.
-    ridge = 1e-12 * max(float(np.trace(variance.mean(axis=0))), 1e-300)
-    weights = np.linalg.inv(variance + ridge * np.eye(2))
-    total = np.linalg.inv(weights.sum(axis=0))
-    mean = total @ np.einsum("nij,nj->i", weights, lines)
-    pulls = np.einsum("nij,nj->ni", weights, lines - mean) @ total
-    error = np.sqrt((pulls[:, 1] ** 2).sum() * n / (n - 1))
-    return float(np.sqrt(between[1, 1])), float(mean[1]), float(error)

@@ -23,11 +23,11 @@ from analysis.intervals import (
     MIN_TRUNKS,
     cluster_bootstrap,
     minimum_detectable_over_trunks,
-    mixed_slope,
     t_interval,
     t_test,
 )
 from analysis.mediation import partial_correlation
+from analysis.mixed import mixed_slope
 from analysis.table import SCRATCH_KINDS
 
 ONE_TRUNK = (
@@ -200,7 +200,7 @@ def _models(x: np.ndarray, y: np.ndarray, trunk: np.ndarray, unit: SlopeUnit) ->
             found: dict[str, Any] | None = model(x, y, trunk)
             reason = None
         except ValueError as error:
-            found, reason = None, f"{error}."
+            found, reason = None, f"No interval by it: {error}."
         out |= {name: found and _in_unit(found, unit), f"no_{name}_because": reason}
     return out
 
