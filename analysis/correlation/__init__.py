@@ -70,7 +70,10 @@ def correlate(cells: pd.DataFrame) -> dict[str, Any]:
             "with_scratch": _guarded(with_scratch, "final_acc", "final_acc_se", rule),
             "net": _guarded(own, "net", "net_se", rule),
         }
-        series[arm] |= {gain: _guarded(own, gain, None, rule) for gain in _GAINS if gain in own}
+        for phase in sorted(set(own["start_phase"])) if own["start_phase"].nunique() > 1 else ():
+            of_phase = own[own["start_phase"] == phase]
+            series[arm][f"start_{phase}"] = _guarded(of_phase, "final_acc", "final_acc_se", rule)
+        series[arm] |= {gain: _guarded(own, gain, None, rule) for gain in _GAINS}
     return {
         "budget_rule": rule,
         "n_cells": len(grown),

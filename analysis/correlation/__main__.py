@@ -54,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         "--given-se", metavar="COLUMN|NUMBER", help="evaluation error of --given, in its unit"
     )
     parser.add_argument("--cluster", metavar="COLUMN", help="names the trunk of a row (default: one trunk)")
-    parser.add_argument("--phase", metavar="COLUMN", help="learning-rate phase of a row (column phase)")
+    parser.add_argument(
+        "--phase", metavar="COLUMN", help="learning-rate phase of a row (column phase or start_phase)"
+    )
     parser.add_argument("--log-x", action="store_true", help="take the logarithm of x (base 10)")
     parser.add_argument("--json", metavar="OUT", help="write the whole report there too")
     return parser

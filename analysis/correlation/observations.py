@@ -12,6 +12,7 @@ from analysis.table import SCRATCH_KINDS
 
 TRUNK = "_trunk"  # our own column; `cluster` names the table's
 FLAGS = ("read_off_plot", "flag")
+PHASES = ("phase", "start_phase")
 CONTROLS = ("continued", "sham")
 NO_CLUSTER = (
     "No --cluster was given, so all rows count as one trunk: they are not independent of each other, and no "
@@ -95,7 +96,7 @@ def observe(table: pd.DataFrame, question: Question) -> Observations:
     flag = next((name for name in FLAGS if name in rows and _flagged(rows[name]).any()), None)
     if flag:
         notes.append(f"{_rows(_flagged(rows[flag]))} flagged {flag}: see the column without them.")
-    phase = q.phase or ("phase" if "phase" in rows else None)
+    phase = q.phase or next((name for name in PHASES if name in rows and rows[name].nunique() > 1), None)
     return Observations(rows=rows, n_rows=len(table), scratch=scratch, phase=phase, flag=flag, notes=notes)
 
 
