@@ -40,11 +40,12 @@ def judge(cells: pd.DataFrame, correlation: dict[str, Any], delta: float) -> lis
     `delta` (accuracy as a fraction) is the difference that counts as none. One trunk: all undecided.
     """
     found = [(claim, claim.measure(cells)) for claim in CLAIMS]
-    return [row(claim, finding, delta) for claim, finding in found if finding is not None]
+    n = int(finished(cells)["replicate"].nunique())
+    return [_row(claim, finding, delta, n) for claim, finding in found if finding is not None]
 
 
-def row(claim: Claim, finding: Finding, delta: float) -> dict[str, Any]:
-    verdict, why = judged(finding, delta)
+def _row(claim: Claim, finding: Finding, delta: float, trunks_run: int) -> dict[str, Any]:
+    verdict, why = judged(finding, delta, trunks_run)
     about = {"id": claim.id, "statement": claim.statement, "verdict": verdict.value, "why": why}
     return about | {"paper": claim.paper, "studies": list(claim.studies)} | numbers(finding)
 

@@ -16,9 +16,9 @@ COLUMNS = (
     *("study", "cell_id", "kind", "requested", "control_of", "status", "trajectory_id", "trunk_id"),
     *("replicate", "arm", "growth_step", "method", "depth_factor", "width_method", "width_factor"),
     *("noise_scale", "optimizer_state", "growth_lr", "seed", "growth_seed"),
-    *("start_phase", "train_lr", "norm_placement", "residual_base_layers", "trunk_layers"),
+    *("train_lr", "norm_placement", "residual_base_layers", "trunk_layers"),
     *("growth", "growth_warmup_steps", "keep_first", "keep_last", "layer_map", "copies"),
-    *("router_noise_scale", "drop_fraction", "then", "then_after_flops"),
+    *("router_noise_scale", "drop_fraction", "then", "then_after_flops", "start_phase"),
     *("sunk_flops", "extra_flops", "total_flops", "paper_flops", "f_c", "sunk_f_c", "extra_f_c"),
     *("chinchilla_multiple", "base_acc", "start_acc", "stable_acc", "final_acc", "final_acc_se"),
     *(
@@ -50,9 +50,8 @@ COLUMNS = (
 _SPIKE_STEPS, _STEPS_BEFORE = 50, 20
 _TEXT = (
     *("study", "cell_id", "kind", "control_of", "status", "trajectory_id", "trunk_id", "replicate", "arm"),
-    *("start_phase", "norm_placement"),
     *("growth", "then", "method", "width_method", "optimizer_state", "layer_map", "copies"),
-    *("data", "at_growth", "eval_id"),
+    *("data", "at_growth", "eval_id", "start_phase", "norm_placement"),
     *(f"{control}_id" for control in CONTROLS),
 )
 
@@ -114,6 +113,8 @@ def _measured(row: dict[str, Any], measures: Measures) -> dict[str, Any]:
     for name in ("base", "start", "stable"):
         line = at[name, "full"] or at[name, "probe"]
         out |= {f"{name}_acc": line.get("acc"), f"{name}_loss": line.get("loss")}
+    if row["kind"] == "branch" and states.get("base"):
+        out["start_phase"] = "stable" if states["base"][0] == row["trunk_id"] else "annealed"
     out["base_acc_se"] = (at["base", "full"] or at["base", "probe"]).get("acc_se")
     out |= {"final_acc": end.get("acc"), "final_acc_se": end.get("acc_se"), "final_loss": end.get("loss")}
     out["final_acc_above_chance"] = end.get("acc_above_chance")

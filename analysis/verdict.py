@@ -5,11 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
-from analysis.correlation import t_interval
-
-POWER = 0.8
+from analysis.intervals import minimum_detectable_over_trunks, t_interval, t_test
 
 
 class Verdict(StrEnum):
@@ -44,23 +41,17 @@ class Finding:
     @property
     def interval(self) -> list[float] | None:
         """The 95 % t interval over trunks; None for fewer than three."""
-        return t_interval(list(self.per_trunk))
+        return t_interval(self.per_trunk)
 
     @property
     def p_value(self) -> float | None:
         """Two-sided, of no effect; None where there is no interval or no spread."""
-        if self.interval is None or np.ptp(self.per_trunk) == 0:
-            return None
-        return float(stats.ttest_1samp(self.per_trunk, 0.0).pvalue)
+        return t_test(self.per_trunk)
 
     @property
     def minimum_detectable(self) -> float | None:
         """The effect that this many trunks of this spread show with a power of 80 % at 5 %."""
-        n = len(self.per_trunk)
-        if n < 3:
-            return None
-        factor = stats.t.ppf(0.975, n - 1) + stats.t.ppf(POWER, n - 1)
-        return float(factor * np.std(self.per_trunk, ddof=1) / np.sqrt(n))
+        return minimum_detectable_over_trunks(self.per_trunk)
 
 
 def verdict_of(interval: list[float], delta: float, *, none_claimed: bool = False) -> Verdict:
@@ -75,14 +66,14 @@ def verdict_of(interval: list[float], delta: float, *, none_claimed: bool = Fals
     return Verdict.DISAGREES if high < 0 else Verdict.UNDECIDED
 
 
-def judged(finding: Finding, delta: float) -> tuple[Verdict, str]:
+def judged(finding: Finding, delta: float, trunks_run: int) -> tuple[Verdict, str]:
     """The verdict, and why in a sentence. One trunk decides nothing, whatever its regime."""
     n, interval = len(finding.per_trunk), finding.interval
-    what = f"{finding.what} {shown(finding.effect, interval, finding.unit)}."
-    if n == 1:
-        return Verdict.UNDECIDED, f"{what} One trunk decides nothing."
-    if not finding.covered:
-        return Verdict.NOT_COVERED, f"{what if n else 'Nothing is claimed.'} {finding.needs}"
+    what = f"{finding.what} {shown(finding.effect, interval, finding.unit)}." if n else "Nothing is claimed."
+    if trunks_run == 1:
+        return Verdict.UNDECIDED, f"{what} One trunk decides nothing. {finding.needs}".strip()
+    if not finding.covered or not n:
+        return Verdict.NOT_COVERED, f"{what} {finding.needs}".strip()
     if n < finding.trunks_needed or interval is None:
         return Verdict.UNDECIDED, f"{what} {n} trunks; a verdict takes {finding.trunks_needed}."
     return verdict_of(interval, delta, none_claimed=finding.none_claimed), what

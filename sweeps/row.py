@@ -33,7 +33,6 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
         "growth_lr": branch.learning_rate.peak if branch else None,
         "growth_warmup_steps": branch.learning_rate.warmup_steps if branch else None,
         "seed": config.seed,
-        "start_phase": _start_phase(cell),
         "train_lr": config.train.lr,
         "norm_placement": config.model.norm_placement.value,
         "residual_base_layers": config.model.residual_base_layers,
@@ -60,13 +59,6 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
         "path": path,
         "states": {role: list(address.key) for role, address in cell.states().items()},
     }
-
-
-def _start_phase(cell: Cell) -> str | None:
-    """The phase of the trunk's rate at growth: "stable", or "annealed" at or on the way to a low rate."""
-    if cell.base is None:
-        return None
-    return "annealed" if cell.base.trajectory.kind is Kind.ANNEAL else "stable"
 
 
 def _growth_columns(cell: Cell) -> dict[str, Any]:

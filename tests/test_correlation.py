@@ -123,3 +123,38 @@ def test_cells_of_differing_budgets_are_not_correlated_with_sunk(tmp_path):
     report = correlate(cells)
     assert report["budget_rule"] == "mixed"
     assert "differ in budget" in report["series"]["stack"]["without_scratch"]["refused"]
+
+
+def test_gains_over_both_scratch_controls_stand_side_by_side(tmp_path):
+    effect = Effect(seeds=(0, 1, 2), controls=("continued", "scratch_extra", "scratch_total"), slope=0.01)
+    cells = cells_table(Store(plant(tmp_path, effect)), "planted")
+    pooled = correlate(cells)["series"]["pooled"]
+    grown = cells[cells["kind"] == "branch"]
+    for gain in ("gain_over_scratch_extra", "gain_over_scratch_total"):
+        assert pooled[gain]["mean"] == pytest.approx(grown[gain].mean())
+        assert pooled[gain]["n_trunks"] == 3
+
+
+def test_starts_from_an_annealed_trunk_are_correlated_apart(tmp_path):
+    cells = cells_table(Store(plant(tmp_path, Effect(methods=("stack",)))), "planted")
+    assert set(cells.loc[cells["kind"] == "branch", "start_phase"]) == {"stable"}
+    assert "start_stable" not in correlate(cells)["series"]["stack"]
+    late = cells["growth_step"] == cells["growth_step"].max()
+    cells.loc[late, "start_phase"] = "annealed"
+    series = correlate(cells)["series"]["stack"]
+    assert series["start_stable"]["n_cells"] == series["without_scratch"]["n_cells"] - 1
+    assert "at least 3" in series["start_annealed"]["refused"]
+
+
+def test_cells_of_two_suites_are_not_correlated(tmp_path):
+    cells = cells_table(Store(plant(tmp_path, Effect(methods=("stack",)))), "planted")
+    cells.loc[cells["growth_step"] == cells["growth_step"].min(), "eval_id"] = "other0000000"
+    pooled = correlate(cells)["series"]["pooled"]["without_scratch"]
+    assert "different suites" in pooled["refused"]
+    assert pooled["mixed_model"] is None
+
+
+def test_the_base_is_accounted_for_only_with_enough_trunks(tmp_path):
+    found = correlate(cells_table(Store(plant(tmp_path, Effect())), "planted"))["given_the_base"]
+    assert found["n_trunks"] == 1
+    assert "one trunk" in found["refused"]
