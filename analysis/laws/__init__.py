@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from moe.plain import check
 
@@ -67,9 +68,9 @@ def _first(bad: np.ndarray) -> int:
     return int(bad[0]) + 1 if len(bad) else 0
 
 
-def points_at(sunk: np.ndarray, extra: np.ndarray, activated_params: float | None = None) -> Points:
+def points_at(sunk: ArrayLike, extra: ArrayLike, activated_params: float | None = None) -> Points:
     """Points to predict at, where no loss was measured (it is 1 here and is not read)."""
-    sunk, extra = (np.array(a, float) for a in np.broadcast_arrays(sunk, extra))
+    sunk, extra = (np.atleast_1d(np.array(a, float)) for a in np.broadcast_arrays(sunk, extra))
     params = None if activated_params is None else np.full(sunk.shape, float(activated_params))
     ones = np.ones(sunk.shape)
     return Points(sunk=sunk, extra=extra, loss=ones, trunk=np.zeros(sunk.shape), activated_params=params)
