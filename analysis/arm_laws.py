@@ -1,5 +1,6 @@
 """A study's laws: one for continuing, one for each way of growing with the scratch runs as its S = 0."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,8 +8,8 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from analysis.arms import ways_of_growing
-from analysis.laws import EFFECTIVE, POWER, SUNK_LAWS, Points, points_at, sized
-from analysis.laws.fitting import RESAMPLES, Comparison, Fit, compare, fit
+from analysis.laws import EFFECTIVE, POWER, SUNK_LAWS, Law, Points, points_at, sized
+from analysis.laws.fitting import RESAMPLES, Fit, compare, fit
 from analysis.table import SCRATCH_KINDS
 from moe.plain import check
 
@@ -63,15 +64,15 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
     branches = _branches(cells)
     trunks = tuple(np.unique(np.concatenate([p.trunk for p in points.values()])))
     sizes = tuple(sorted(branches["trunk_activated_params"].unique()))
-    unit = float(np.exp(np.mean(np.log(sizes))))
-    several = len(sizes) > 1
-    options = {"fixed": None if floor is None else {"E": floor}, "resamples": resamples, "trunks": trunks}
-    laws = tuple(sized(law, unit) for law in SUNK_LAWS) if several else SUNK_LAWS
+    fixed = None if floor is None else {"E": floor}
+    options = {"fixed": fixed, "resamples": resamples, "trunks": trunks, "left_out": False}
     grown: dict[str, ArmLaw] = {}
     refused: dict[str, str] = {}
     for i, name in enumerate(name for name in points if name != CONTINUED):
         try:
-            found = compare(points[name], laws, seed=0 if len(trunks) > 2 else i + 1, **options)
+            found = compare(
+                points[name], laws_of(name, sizes), seed=0 if len(trunks) > 2 else i + 1, **options
+            )
             effective = next(f for f in found.fits if f.law.name == EFFECTIVE.name)
         except (ValueError, StopIteration) as error:
             refused[name] = str(error) or f"the {EFFECTIVE.name} law cannot be fitted"
@@ -79,34 +80,27 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
         n = int((branches["way"] == name).sum())
         grown[name] = ArmLaw(name=name, best=found.fits[0], effective=effective, n_branches=n)
     check(bool(grown), f"no way of growing has a law: {next(iter(refused.values()), '')}")
-    continued = fit(sized(POWER, unit) if several else POWER, points[CONTINUED], **options)
+    continued = fit(laws_of(CONTINUED, sizes)[0], points[CONTINUED], **options)
     return ArmLaws(
         continued=continued,
         grown=grown,
         refused=refused,
         n_trunks=len(np.unique(branches["replicate"])),
         sizes=sizes,
-        unit_params=unit,
+        unit_params=_middle(np.array(sizes)),
         studied=_studied(branches),
     )
 
 
-def compare_arms(cells: pd.DataFrame, **options) -> dict[str, Comparison | str]:
-    """Every law on every arm of a study, best first, and for *continued* its power law; or why not."""
-    out: dict[str, Comparison | str] = {}
-    for name, points in arm_points(cells, need_continued=False).items():
-        laws = (POWER,) if name == CONTINUED else SUNK_LAWS
-        several = points.activated_params is not None and len(np.unique(points.activated_params)) > 1
-        laws = (
-            tuple(sized(law, float(np.median(cells["trunk_activated_params"]))) for law in laws)
-            if several
-            else laws
-        )
-        try:
-            out[name] = compare(points, laws, **options)
-        except ValueError as error:
-            out[name] = str(error)
-    return out
+def laws_of(name: str, sizes: Iterable[float]) -> tuple[Law, ...]:
+    """The laws that an arm is asked for; of several sizes N_a, with a factor for the size."""
+    laws = (POWER,) if name == CONTINUED else SUNK_LAWS
+    different = np.unique(np.fromiter(sizes, float))
+    return tuple(sized(law, _middle(different)) for law in laws) if len(different) > 1 else laws
+
+
+def _middle(sizes: np.ndarray) -> float:
+    return float(np.exp(np.mean(np.log(sizes))))
 
 
 def arm_points(cells: pd.DataFrame, need_continued: bool = True) -> dict[str, Points]:

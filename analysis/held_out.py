@@ -32,9 +32,9 @@ def largest_held_out(cells: pd.DataFrame, floor: float | None = None) -> HeldOut
     sizes = sorted(branches["trunk_activated_params"].unique())
     if len(sizes) < 2:
         return HeldOut(because=f"the study has one size, N_a = {sizes[0]:.3g}")
-    largest = cells["trunk_activated_params"] == sizes[-1]
+    smaller = cells[cells["trunk_activated_params"] != sizes[-1]]
     try:
-        laws = fit_arms(cells[~largest], floor=floor, resamples=0)
+        laws = fit_arms(smaller, floor=floor, resamples=0)
     except ValueError as error:
         return HeldOut(because=f"the smaller sizes have no law: {error}")
     losses = cells.set_index("cell_id")["final_loss"]
@@ -42,7 +42,8 @@ def largest_held_out(cells: pd.DataFrame, floor: float | None = None) -> HeldOut
         way=ways_of_growing(branches),
         net_loss=branches["continued_id"].map(losses) - branches["final_loss"],
     )
-    tested = tested[largest & tested["way"].isin(laws.grown) & tested["net_loss"].notna()]
+    tested = tested[tested["trunk_activated_params"] == sizes[-1]]
+    tested = tested[tested["way"].isin(laws.grown) & tested["net_loss"].notna()]
     if tested.empty:
         return HeldOut(because=f"no branch at N_a = {sizes[-1]:.3g} has a law and a *continued* control")
     predicted, loss_errors = [], []

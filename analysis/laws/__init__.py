@@ -53,7 +53,8 @@ class Points:
         strict = name in ("loss", "activated_params", "tokens")
         bad = np.flatnonzero(values <= 0 if strict else values < 0)
         rule = "above 0" if strict else "0 or more"
-        check(not len(bad), f"{name}={values[bad[:1]]} in row {_first(bad)} must be {rule}")
+        if len(bad):
+            raise ValueError(f"{name}={values[bad[0]]:g} in row {_first(bad)} must be {rule}")
 
     def __len__(self) -> int:
         return len(self.loss)

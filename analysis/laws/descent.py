@@ -9,7 +9,7 @@ from scipy import optimize
 from analysis.laws import Law, Parameter, Points
 
 _KEPT_STARTS = 3
-_SEARCH_STEPS = 25  # the descent that follows goes on from there in all parameters
+_SEARCH_STEPS = 12  # the descent that follows goes on from there in all parameters
 _STEPS = 200
 _PATIENCE = 8  # steps without progress: enough for the damping to grow 4·10⁵-fold
 _PROGRESS = 1e-9
@@ -182,11 +182,18 @@ def _ends(law: Law, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     return np.array(lows), np.array(highs)
 
 
-def _step(problem, at_RP, observed_RN, weights_RN, damping_R, bounds) -> np.ndarray:
+def _step(
+    problem: Problem,
+    at_RP: np.ndarray,
+    observed_RN: np.ndarray,
+    weights_RN: np.ndarray,
+    damping_R: np.ndarray,
+    bounds: tuple[np.ndarray, ...],
+) -> np.ndarray:
     """One damped Gauss–Newton step of the free parameters; none out of a limit that is reached already."""
     free, (low, high) = problem.free, bounds
     r_RN = problem.residuals(outer(problem.law, at_RP), observed_RN)
-    w_RN = weights_RN * np.minimum(1.0, problem.delta / np.maximum(np.abs(r_RN), 1e-300))
+    w_RN = weights_RN * problem.delta / np.maximum(np.abs(r_RN), problem.delta)
     J_RNF = problem.jacobian(at_RP)[..., free]
     slope_RF = np.einsum("rnf,rn->rf", J_RNF, w_RN * r_RN)
     stuck_RF = ((at_RP[:, free] <= low) & (slope_RF > 0)) | ((at_RP[:, free] >= high) & (slope_RF < 0))

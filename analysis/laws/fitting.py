@@ -7,7 +7,7 @@ from scipy import stats
 
 from analysis.laws import SUNK_LAWS, Law, Points
 from analysis.laws.descent import Problem, descend, huber, search
-from analysis.laws.identifiable import SAME, check_points, rounded
+from analysis.laws.identifiable import SAME, check_floor, check_points, rounded
 from moe.plain import check
 
 LEVEL = 0.95
@@ -137,6 +137,7 @@ def compare(points: Points, laws: tuple[Law, ...] = SUNK_LAWS, **options) -> Com
     All refused is a `ValueError` with the first reason.
     """
     known = options.pop("fixed", None) or {}
+    check_floor(points, known)
     fixed = {law.name: {k: v for k, v in known.items() if k in _names(law)} for law in laws}
     noise = options.pop("noise", None) or repeat_noise(points)
     refused: dict[str, str] = {}

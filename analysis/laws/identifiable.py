@@ -21,11 +21,7 @@ def check_points(law: Law, points: Points, fixed: dict[str, float] | None = None
         f"{len(points)}: add growth steps, budgets or seeds",
     )
     known = FLOOR in fixed
-    if law.target == "loss" and known:
-        check(
-            fixed[FLOOR] < points.loss.min(),
-            f"E={fixed[FLOOR]:g} must be below the least loss, {points.loss.min():.4g}; no law falls below E",
-        )
+    check_floor(points, fixed if law.target == "loss" else {})
     if "ρ" in names or "S₀" in names:
         check(
             np.ptp(points.sunk) > SAME * points.sunk.max(),
@@ -55,3 +51,12 @@ def _num_places(law: Law, points: Points) -> int:
 def rounded(values: np.ndarray) -> np.ndarray:
     """Values within about 1 % of each other become one."""
     return np.round(np.log(np.maximum(values, 1e-12)) / np.log1p(SAME))
+
+
+def check_floor(points: Points, fixed: dict[str, float]) -> None:
+    """Refuses a known E that measured losses are not above."""
+    floor = fixed.get(FLOOR, 0.0)
+    check(
+        floor < points.loss.min(),
+        f"E={floor:g} must be below the least loss, {points.loss.min():.4g}; no law falls below E",
+    )
