@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from analysis.arms import ways_of_growing
 from analysis.laws import EFFECTIVE, POWER, SUNK_LAWS, Law, Points, points_at, sized
-from analysis.laws.fitting import RESAMPLES, Fit, compare, fit
+from analysis.laws.fitting import RESAMPLES, Fit, bootstrap, compare, fit
 from analysis.table import SCRATCH_KINDS
 from moe.plain import check
 
@@ -65,22 +65,25 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
     trunks = tuple(np.unique(np.concatenate([p.trunk for p in points.values()])))
     sizes = tuple(sorted(branches["trunk_activated_params"].unique()))
     fixed = None if floor is None else {"E": floor}
-    options = {"fixed": fixed, "resamples": resamples, "trunks": trunks, "left_out": False}
     grown: dict[str, ArmLaw] = {}
     refused: dict[str, str] = {}
     for i, name in enumerate(name for name in points if name != CONTINUED):
+        seed = 0 if len(trunks) > 2 else i + 1  # few trunks: residuals, which no two arms share
         try:
-            found = compare(
-                points[name], laws_of(name, sizes), seed=0 if len(trunks) > 2 else i + 1, **options
-            )
-            effective = next(f for f in found.fits if f.law.name == EFFECTIVE.name)
+            found = compare(points[name], laws_of(name, sizes), fixed=fixed, resamples=0, left_out=False)
+            best, effective = found.fits[0], next(f for f in found.fits if f.law.name == EFFECTIVE.name)
         except (ValueError, StopIteration) as error:
             refused[name] = str(error) or f"the {EFFECTIVE.name} law cannot be fitted"
             continue
+        if resamples:
+            effective = bootstrap(effective, points[name], resamples, trunks, seed)
+            alike = best.law.name == EFFECTIVE.name
+            best = effective if alike else bootstrap(best, points[name], resamples, trunks, seed)
         n = int((branches["way"] == name).sum())
-        grown[name] = ArmLaw(name=name, best=found.fits[0], effective=effective, n_branches=n)
+        grown[name] = ArmLaw(name=name, best=best, effective=effective, n_branches=n)
     check(bool(grown), f"no way of growing has a law: {next(iter(refused.values()), '')}")
-    continued = fit(laws_of(CONTINUED, sizes)[0], points[CONTINUED], **options)
+    power = laws_of(CONTINUED, sizes)[0]
+    continued = fit(power, points[CONTINUED], fixed=fixed, resamples=resamples, trunks=trunks, left_out=False)
     return ArmLaws(
         continued=continued,
         grown=grown,

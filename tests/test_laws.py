@@ -77,7 +77,7 @@ def test_over_forty_data_sets_95_percent_intervals_cover_as_often_as_they_say(tr
         points = planted(
             EFFECTIVE, PLANTED[EFFECTIVE], trunks=trunks, noise=0.01, trunk_noise=trunk_noise, seed=seed
         )
-        found = fit(EFFECTIVE, points, fixed=fixed, noise=0.01, resamples=60, left_out=False)
+        found = fit(EFFECTIVE, points, fixed=fixed, noise=0.01, resamples=40, left_out=False)
         ends = found.intervals().values()
         covered += [
             e is not None and e[0] <= truth <= e[1] for e, truth in zip(ends, PLANTED[EFFECTIVE], strict=True)

@@ -246,6 +246,6 @@ def sized(law: Law, unit_params: float) -> Law:
         return phi
 
     size = Parameter(name="g", low=-1.0, high=2.0, starts=(0.1, 0.4), log=False)
-    formula = law.formula.replace("A·", "A·N^(−g)·")
+    formula = law.formula.replace("A·", "A·N^(−g)·").replace("B·ln", "B·N^(−g)·ln")
     needs = (*law.needs, "activated_params")
     return replace(law, formula=formula, theta=(*law.theta, size), basis=basis, needs=needs)

@@ -149,7 +149,7 @@ def _table(name: str, comparison: Comparison) -> Table:
     said = f"{fits[0].n_points} points, 95 % intervals: {fits[0].interval_from}"
     table = Table(title=f"{name}: {said}", title_justify="left", box=rich.box.SIMPLE_HEAD)
     for heading in ("law", "parameters", "AICc", "latest start left out", "error of the fit"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "parameters")
     for fit in fits:
         unit = "%" if fit.law.log_target else " points"
         ends = fit.intervals()

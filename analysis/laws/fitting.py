@@ -103,13 +103,12 @@ def fit(
     problem = Problem(law=law, points=points, delta=delta, fixed=fixed)
     params = search(problem)
     residuals = problem.residuals(params[None], problem.observed[None])[0]
-    samples, stretch, interval_from = _resample(problem, params, residuals, resamples, trunks, seed)
     found = Fit(
         law=law,
         params=params,
-        samples=samples,
-        stretch=stretch,
-        interval_from=interval_from,
+        samples=np.empty((0, len(params))),
+        stretch=1.0,
+        interval_from="no resamples",
         fixed=tuple(fixed),
         n_points=len(points),
         n_trunks=len(np.unique(points.trunk)),
@@ -117,6 +116,7 @@ def fit(
         error=float(np.sqrt(np.mean(residuals**2))),
         aicc=_aicc(residuals, delta, len(problem.free)),
     )
+    found = bootstrap(found, points, resamples, trunks, seed) if resamples else found
     if not left_out:
         return found
     error, reason = _left_out(law, points, fixed, delta)
@@ -197,32 +197,49 @@ def _delta(law: Law, points: Points, fixed: dict[str, float], noise: float | Non
     return max(_HUBER * noise, _LEAST_DELTA)
 
 
-def _resample(
-    problem: Problem, params: np.ndarray, residuals: np.ndarray, resamples: int, trunks: tuple, seed: int
-) -> tuple[np.ndarray, float, str]:
-    """Parameters of the resamples, how far their range is to be stretched, and what was resampled."""
-    own, index = np.unique(problem.points.trunk, return_inverse=True)
-    n, random = len(problem.points), np.random.default_rng(seed)
-    starts = np.tile(params, (resamples, 1))
-    normal = stats.norm.ppf((1 + LEVEL) / 2)
-    if len(own) >= MIN_TRUNKS:
-        names = list(trunks) or list(own)
-        check(set(own) <= set(names), f"trunks={names} leaves out a trunk of the points")
-        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-        weights = drawn[:, [names.index(name) for name in own]][:, index].astype(float)
-        samples = descend(problem, starts, problem.observed[None], weights) if resamples else starts
-        G = len(own)
-        stretch = stats.t.ppf((1 + LEVEL) / 2, G - 1) / normal * np.sqrt(G / (G - 1))
-        return samples, float(stretch), f"bootstrap over {G} trunks"
-    freedom = n - len(problem.free)
-    spread = (residuals - residuals.mean()) * np.sqrt(n / freedom)
-    shifts = spread[random.integers(0, n, size=(resamples, n))]
-    fitted = problem.law.values(problem.points, params[None])
-    observed = fitted * np.exp(-shifts) if problem.law.log_target else fitted - shifts
-    samples = descend(problem, starts, observed, np.ones((1, n))) if resamples else starts
+def bootstrap(found: Fit, points: Points, resamples: int, trunks: tuple = (), seed: int = 0) -> Fit:
+    """The fit with resamples: of the trunks its points come from, or of residuals if below three."""
+    fixed = {name: found.named[name] for name in found.fixed}
+    problem = Problem(law=found.law, points=points, delta=found.delta, fixed=fixed)
+    own = np.unique(points.trunk)
+    resample = _over_trunks if len(own) >= MIN_TRUNKS else _over_residuals
+    starts = np.tile(found.params, (resamples, 1))
+    observed, weights, stretch = resample(problem, starts, trunks or tuple(own), np.random.default_rng(seed))
     few = "one trunk" if len(own) == 1 else f"{len(own)} trunks"
-    stretch = stats.t.ppf((1 + LEVEL) / 2, freedom) / normal
-    return samples, float(stretch), f"bootstrap over residuals ({few}: nothing is said of other trunks)"
+    what = f"bootstrap over residuals ({few}: nothing is said of other trunks)"
+    what = f"bootstrap over {len(own)} trunks" if resample is _over_trunks else what
+    samples = descend(problem, starts, observed, weights)
+    return replace(found, samples=samples, stretch=float(stretch), interval_from=what)
+
+
+_Drawn = tuple[np.ndarray, np.ndarray, float]  # observed [R or 1, N], weights [R or 1, N], stretch
+
+
+def _over_trunks(
+    problem: Problem, params_RP: np.ndarray, trunks: tuple, random: np.random.Generator
+) -> _Drawn:
+    own, index = np.unique(problem.points.trunk, return_inverse=True)
+    check(set(own) <= set(trunks), f"trunks={trunks} leaves out a trunk of the points")
+    drawn = random.multinomial(len(trunks), np.full(len(trunks), 1 / len(trunks)), size=len(params_RP))
+    weights_RN = drawn[:, [trunks.index(name) for name in own]][:, index].astype(float)
+    G = len(own)
+    return problem.observed[None], weights_RN, _students(G - 1) * np.sqrt(G / (G - 1))
+
+
+def _over_residuals(problem: Problem, params_RP: np.ndarray, _: tuple, random: np.random.Generator) -> _Drawn:
+    n, freedom = len(problem.points), len(problem.points) - len(problem.free)
+    residuals_N = problem.residuals(params_RP[:1], problem.observed[None])[0]
+    spread_N = (residuals_N - residuals_N.mean()) * np.sqrt(n / freedom)
+    shifts_RN = spread_N[random.integers(0, n, size=(len(params_RP), n))]
+    fitted_N = problem.law.values(problem.points, params_RP[:1])
+    observed_RN = fitted_N * np.exp(-shifts_RN) if problem.law.log_target else fitted_N - shifts_RN
+    return observed_RN, np.ones((1, n)), _students(freedom)
+
+
+def _students(freedom: int) -> float:
+    """Student's quantile over the normal one."""
+    level = (1 + LEVEL) / 2
+    return float(stats.t.ppf(level, freedom) / stats.norm.ppf(level))
 
 
 def _aicc(residuals: np.ndarray, delta: float, free: int) -> float | None:
