@@ -99,8 +99,7 @@ def advise(
     sunk, extra = sunk_flops / f_c, extra_flops / f_c
     accuracy = _accuracy_law(cells)
     options = _options(laws, arms, sunk, extra, activated_params, accuracy)
-    first = next(option for option in options if option.arm)
-    law = laws.arm(first.arm)
+    law = laws.arm(next(option.arm for option in options if option.arm))
     return Advice(
         **asked,
         f_c=f_c,

@@ -11,6 +11,7 @@ from test_budget import RHO, STUDY, continued_loss, grown_loss, loss
 import report
 from analysis.advice import advise
 from analysis.advice_text import recommendation, text, write_advice
+from analysis.laws.__main__ import main as print_laws
 from analysis.table import cells_table
 from sweeps.store import Store
 
@@ -123,6 +124,19 @@ def test_the_words_and_the_file_say_the_same(root, tmp_path):
     assert "bootstrap over 3 trunks" in words
     assert "Held out: no larger size, for the study has one size" in words
     assert "ρ = 0.7" in words
+
+
+def test_the_laws_command_reads_each_arm_of_a_study(root, tmp_path, capsys):
+    out = tmp_path / "laws.json"
+    words = ["study=planted", f"launch.store={root}", "--resamples", "40", "--json", str(out)]
+    assert print_laws(words) == 0
+    found = json.loads(out.read_text())
+    assert set(found) == {"interposition", "continued", "without growth", "accuracy"}
+    (effective,) = [law for law in found["interposition"]["laws"] if law["law"] == "effective"]
+    assert effective["parameters"]["ρ"] == pytest.approx(RHO["interposition"], abs=0.05)
+    assert [law["law"] for law in found["continued"]["laws"]] == ["power"]
+    assert "without growth: the chinchilla law needs 3 sizes N" in capsys.readouterr().out
+    assert print_laws(["study=nope", f"launch.store={root}"]) == 2
 
 
 COMMAND = [sys.executable, str(tiny.ROOT / "report.py"), "study=planted", "do=advise"]

@@ -97,8 +97,7 @@ def fit(
     residuals); δ = 1.345·noise. `fixed` holds parameters, such as a known E. `trunks` names the trunks to
     draw from, so that fits with one `seed` draw the same ones. Too few or too uniform points: `ValueError`.
     """
-    fixed = _known(law, fixed)
-    check_points(law, points, fixed)
+    check_points(law, points, fixed := _known(law, fixed))
     delta = _delta(law, points, fixed, noise)
     problem = Problem(law=law, points=points, delta=delta, fixed=fixed)
     params = search(problem)
