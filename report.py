@@ -1,4 +1,4 @@
-"""Writes the page of a stored study: `python report.py study=quickstart`."""
+"""Writes the page of a stored study, or advises from it: `python report.py study=quickstart`."""
 
 import shlex
 import sys
@@ -7,16 +7,18 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from analysis.advice_text import write_advice
 from analysis.report import write_report
 from moe.plain import check
 from sweeps.store import Store
 
-TASKS = ("page",)
+TASKS = ("page", "advise")
+QUESTION = ("sunk_flops", "activated_params", "extra_flops")
 
 
 @hydra.main(config_path="conf/report", config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Prints the page's path and its opening sentence; refuses with one line and exit code 2."""
+    """Prints the page's path and its first sentence, or the advice; refuses with one line and exit code 2."""
     try:
         raw = OmegaConf.to_container(cfg, resolve=True)
         assert isinstance(raw, dict), "a DictConfig becomes a dict"
@@ -38,12 +40,26 @@ def report(raw: dict) -> None:
         f"study={study} must be the name of one study; {store.root} holds: {known}",
     )
     check(task in TASKS, f"do={task} is not a choice; choose one of {', '.join(TASKS)}")
+    if task == "advise":
+        print(advice(store, str(study), raw))
+        return
     number = isinstance(delta, int | float) and not isinstance(delta, bool)
     check(number and 0 < delta < 1, f"report.delta={delta} must be a fraction of accuracy between 0 and 1")
     command = shlex.join(["python", "report.py", *sys.argv[1:]])
     written = write_report(store, str(study), str(raw["report"]["dir"]), delta=float(delta), command=command)
     print(written.page)
     print(written.opening)
+
+
+def advice(store: Store, study: str, raw: dict) -> str:
+    numbers = {name: raw[name] for name in (*QUESTION, "floor")}
+    for name, value in numbers.items():
+        if value is None and name in QUESTION:
+            raise ValueError(f"{name} is missing; do=advise needs {', '.join(QUESTION)}, such as {name}=3e18")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        check(value is None or number, f"{name}={value} must be a number")
+    arm = None if raw["arm"] is None else str(raw["arm"])
+    return write_advice(store, study, str(raw["report"]["dir"]), arm=arm, **numbers)
 
 
 if __name__ == "__main__":

@@ -46,13 +46,7 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
     table = table.copy()
     branch = table["kind"] == "branch"
     grown = table[branch]
-    growth = _growths(grown)
-    names = list(growth)
-    for column, pattern in (_OWN | _SHARED).items():
-        values = _comparable(grown[column], growth)
-        varies = _varies(grown.assign(**{column: values}), column, growth)
-        shown = [_shown(value, column, pattern) if v else "" for value, v in zip(values, varies, strict=True)]
-        names = [f"{name}, {extra}" if extra else name for name, extra in zip(names, shown, strict=True)]
+    names = _names(grown)
     rule, levels = budget_rule(table)
     if rule != "mixed" and levels.nunique() > 1:
         names = [
@@ -63,6 +57,25 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
     table["arm"] = kinds.where(~branch, "")
     table.loc[branch, "arm"] = names
     return table
+
+
+def ways_of_growing(grown: pd.DataFrame) -> pd.Series:
+    """The arm of each branch whatever its budget and the size of its trunk: what a law is fitted to."""
+    return pd.Series(_names(grown, but="trunk_activated_params"), grown.index, dtype=object)
+
+
+def _names(grown: pd.DataFrame, but: str = "") -> list[str]:
+    """The operators of each branch, and in which settings it differs from others."""
+    growth = _growths(grown)
+    names = list(growth)
+    for column, pattern in (_OWN | _SHARED).items():
+        if column == but:
+            continue
+        values = _comparable(grown[column], growth)
+        varies = _varies(grown.assign(**{column: values}), column, growth)
+        shown = [_shown(value, column, pattern) if v else "" for value, v in zip(values, varies, strict=True)]
+        names = [f"{name}, {extra}" if extra else name for name, extra in zip(names, shown, strict=True)]
+    return names
 
 
 def _growths(grown: pd.DataFrame) -> pd.Series:

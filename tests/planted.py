@@ -1,11 +1,13 @@
 """Writes a store with a known answer: plain files, no training, every accuracy chosen beforehand.
 
 A branch's expected final accuracy is `level + slope · sunk/F_c`, shifted by its seed; *continued* expects
-`net` less than that. Evaluation noise is binomial over `items`, drawn from a fixed generator.
+`net` less than that. Evaluation noise is binomial over `items`, drawn from a fixed generator. With
+`Effect.loss` the expected final *loss* is planted instead, and accuracy follows from it.
 """
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +40,8 @@ class Effect:
     controls: tuple[str, ...] = ("continued", "scratch_extra", "scratch_total")
     status: dict[tuple[int, str], str] = field(default_factory=dict)
     scratch_requested: bool = False
+    trunk_params: int = TRUNK_PARAMS
+    loss: Callable[[str, float, float], float] | None = None  # of arm, sunk / F_c, extra / F_c
 
 
 def plant(root: Path, effect: Effect) -> Path:
@@ -183,7 +187,8 @@ class _Writer:
         self.cells: list[dict] = []
         self.written: set[str] = set()
         self.random = np.random.default_rng(7)
-        self.trunk_step_flops = 6.0 * TRUNK_PARAMS * effect.tokens_per_step
+        self.f_c = 120 * effect.trunk_params**2
+        self.trunk_step_flops = 6.0 * effect.trunk_params * effect.tokens_per_step
         self.grown_step_flops = 1.9 * self.trunk_step_flops
 
     def add_seed(self, seed: int) -> None:
@@ -215,11 +220,20 @@ class _Writer:
             for i, method in enumerate(e.methods):
                 self._branch(seed, trunk, s, method, steps, grown + i * e.method_gain, controls)
 
+    def _level(self, arm: str, sunk: float, extra: float, acc: float, seed: int) -> float:
+        """The accuracy whose loss is the planted one, shifted by the seed; `acc` where no loss is planted."""
+        e = self.effect
+        if e.loss is None:
+            return acc
+        shift = e.seed_spread * np.random.default_rng(seed + 100).normal()
+        return (3.4 - e.loss(arm, sunk / self.f_c, extra / self.f_c)) / 2.0 + shift
+
     def _grown_steps(self, flops: float) -> int:
         return int(flops // self.grown_step_flops)
 
     def _branch(self, seed, trunk, s, method, steps, acc, controls) -> None:
         branch, anneal = (identity(self.effect.name, seed, s, method, steps, part) for part in "ba")
+        acc = self._level(method, s * self.trunk_step_flops, steps * self.grown_step_flops, acc, seed)
         status = self.effect.status.get((s, method), "done")
         decay = steps // 5
         path = [
@@ -243,6 +257,7 @@ class _Writer:
 
     def _continued(self, seed, trunk, s, extra, acc) -> str:
         steps = int(extra // self.trunk_step_flops)
+        acc = self._level("continued", 0.0, (s + steps) * self.trunk_step_flops, acc, seed)
         decay = steps // 5
         anneal = identity(self.effect.name, seed, s, "continued", steps)
         path = [
@@ -254,6 +269,7 @@ class _Writer:
         return self._cell("continued", seed, trunk, path, states, False, None, None, {}, None, "none", "done")
 
     def _fresh(self, seed, kind, steps, acc, requested) -> str:
+        acc = self._level("scratch", 0.0, steps * self.grown_step_flops, acc, seed)
         scratch, anneal = (identity(self.effect.name, seed, kind, steps, part) for part in "sa")
         decay = steps // 5
         path = [
@@ -284,7 +300,7 @@ class _Writer:
             return cell_id
         tokens = sum(p["to_step"] * p["tokens_per_step"] for p in path)
         total = sum(p["to_step"] * p["flops_per_step"] for p in path)
-        params = TRUNK_PARAMS if kind == "continued" else 2 * TRUNK_PARAMS
+        params = self.effect.trunk_params * (1 if kind == "continued" else 2)
         self.cells.append(
             {
                 "cell_id": cell_id,
@@ -315,7 +331,7 @@ class _Writer:
                 "activated_params": params,
                 "activated_matmul_params": params // 2,
                 "total_params": 3 * params,
-                "trunk_activated_params": TRUNK_PARAMS,
+                "trunk_activated_params": self.effect.trunk_params,
                 "inference_flops_per_token": 2.0 * params,
                 "data": "world",
                 "at_growth": "continue",

@@ -64,6 +64,7 @@ def test_ray_and_wandb_are_imported_in_one_place(library, home):
         "sweeps.study",
         "analysis.report",
         "analysis.correlation",
+        "analysis.advice_text",
         "hydra_plugins.regrow.launcher",
     ],
 )
