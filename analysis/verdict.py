@@ -60,7 +60,7 @@ def verdict_of(interval: list[float], delta: float, *, none_claimed: bool = Fals
     if -delta <= low and high <= delta:
         return Verdict.AGREES if none_claimed else Verdict.NO_DIFFERENCE
     if none_claimed:
-        return Verdict.DISAGREES if low > 0 or high < 0 else Verdict.UNDECIDED
+        return Verdict.DISAGREES if low > delta or high < -delta else Verdict.UNDECIDED
     if low > 0:
         return Verdict.AGREES
     return Verdict.DISAGREES if high < 0 else Verdict.UNDECIDED
