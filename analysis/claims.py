@@ -3,7 +3,7 @@
 A measure takes the rows of one study and gives a Finding, or None where the study does not touch the claim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.correlation import associate
-from analysis.verdict import Finding, judged, numbers
+from analysis.intervals import holm
+from analysis.verdict import Finding, Verdict, judged, numbers
 
 TRUNKS_FOR_A_VERDICT = 8
 C1_SUNK_F_C = (2.0, 27.0)
@@ -48,6 +49,39 @@ def _row(claim: Claim, finding: Finding, delta: float, trunks_run: int) -> dict[
     verdict, why = judged(finding, delta, trunks_run)
     about = {"id": claim.id, "statement": claim.statement, "verdict": verdict.value, "why": why}
     return about | {"paper": claim.paper, "studies": list(claim.studies)} | numbers(finding)
+
+
+def judge_together(studies: Mapping[str, pd.DataFrame], delta: float) -> list[dict[str, Any]]:
+    """Every claim, on the first study made for it that touches it, p-values adjusted for all (Holm).
+
+    A verdict for or against a claim stands only where the adjusted p-value is below .05. `study` is null for
+    a claim that no study here touches.
+    """
+    rows = []
+    for claim in CLAIMS:
+        found = ((name, claim.measure(studies[name])) for name in claim.studies if name in studies)
+        study, finding = next(((name, f) for name, f in found if f is not None), (None, None))
+        if study is None or finding is None:
+            finding = Finding(per_trunk=(), what="", covered=False, needs=_not_run(claim))
+        n = int(finished(studies[study])["replicate"].nunique()) if study else 0
+        rows.append(_row(claim, finding, delta, n) | {"study": study})
+    adjusted = holm({row["id"]: row["p_value"] for row in rows if row["p_value"] is not None})
+    return [_adjusted(row, adjusted) for row in rows]
+
+
+def _not_run(claim: Claim) -> str:
+    return f"No finished cells of study {' or '.join(claim.studies)} are here."
+
+
+def _adjusted(row: dict[str, Any], adjusted: Mapping[str, float]) -> dict[str, Any]:
+    p = adjusted.get(row["id"])
+    row |= {"p_holm": p}
+    if p is None or p < 0.05 or row["verdict"] not in (Verdict.AGREES, Verdict.DISAGREES):
+        return row
+    if row["none_claimed"]:  # its verdict rests on the interval lying within ±δ, or beyond
+        return row
+    why = f"{row['why']} Among {len(adjusted)} claims that is no finding (p = {p:.2g} by Holm)."
+    return row | {"verdict": Verdict.UNDECIDED.value, "why": why}
 
 
 def finished(cells: pd.DataFrame) -> pd.DataFrame:

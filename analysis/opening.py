@@ -18,10 +18,7 @@ def opening(cells: pd.DataFrame, correlation: dict[str, Any]) -> str:
         return "No grown cell of this study has finished, so it decides nothing."
     net = correlation["series"]["pooled"]["net"]
     n = correlation["n_trunks"]
-    regime = (
-        f"At N_a = {_count(grown['trunk_activated_params'])} ({_data(grown)}), "
-        f"{_range(grown['sunk_f_c'])} F_c sunk and {_range(grown['extra_f_c'])} F_c extra"
-    )
+    at = f"At {regime(grown)}"
     if net["mean"] is None:
         found = (
             f"{len(grown)} cells grown from {_trunks(n)} have no finished control that continues the trunk"
@@ -31,7 +28,13 @@ def opening(cells: pd.DataFrame, correlation: dict[str, Any]) -> str:
             f"the mean net against continuing is {points(net['mean'])} points ({net['n_cells']} cells from "
             f"{_trunks(n)}, {_interval_words(net)})"
         )
-    return f"{regime}, {found}; this study cannot decide {_list(undecidable(cells, correlation))}."
+    return f"{at}, {found}; this study cannot decide {_list(undecidable(cells, correlation))}."
+
+
+def regime(grown: pd.DataFrame) -> str:
+    """What was run, in the ratios that a claim is about."""
+    size = f"N_a = {_count(grown['trunk_activated_params'])} ({_data(grown)})"
+    return f"{size}, {_range(grown['sunk_f_c'])} F_c sunk and {_range(grown['extra_f_c'])} F_c extra"
 
 
 def _interval_words(net: dict[str, Any]) -> str:

@@ -88,6 +88,7 @@ def numbers(finding: Finding) -> dict[str, Any]:
         "minimum_detectable": finding.minimum_detectable,
         "p_value": finding.p_value,
         "unit": finding.unit,
+        "none_claimed": finding.none_claimed,
         "cells": list(finding.cells),
     }
 

@@ -73,8 +73,8 @@ def evaluate(
     `acc` is the mean over the families averaged of the mean over levels, `acc_se` its binomial standard
     error, `acc_above_chance` the mean of (acc - chance) / (1 - chance), `prob_right` the probability of the
     right choice among the choices, `loss` nats per held-out token; `n` counts their items. `families` has
-    all that were asked. Deterministic; the model's mode is restored. The same items are kept in the process
-    for the next call.
+    all that were asked; there `right` is one bit an item in their order, eight a byte, as hex.
+    Deterministic; the model's mode is restored. The same items are kept in the process for the next call.
     """
     import torch
 
@@ -133,6 +133,7 @@ def _summary(items: Items, score_NC: np.ndarray, loss: float) -> dict[str, Any]:
         "prob_right": prob_right / len(levels),
         "loss": loss,
         "levels": levels,
+        "right": np.packbits(right).tobytes().hex(),
     }
 
 

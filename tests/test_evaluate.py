@@ -200,6 +200,8 @@ def test_a_summary_is_what_is_counted_by_hand():
     assert found["se"] == pytest.approx(math.sqrt(2 / 3 * (1 / 3) / 3) / 2)
     assert (found["n"], found["chance"], found["loss"]) == (4, 0.5, 1.5)
     assert found["levels"] == pytest.approx({"0": 2 / 3, "1": 1.0})
+    right = np.unpackbits(np.frombuffer(bytes.fromhex(found["right"]), np.uint8))[: found["n"]]
+    assert right.tolist() == [1, 1, 0, 1]
 
 
 def test_evaluating_twice_is_the_same_plain_json_and_leaves_the_model_alone(world):
