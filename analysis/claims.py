@@ -189,6 +189,27 @@ def _annealed_gains_less(cells: pd.DataFrame) -> Finding | None:
     )
 
 
+def _norms_rise_and_stack_steps(cells: pd.DataFrame) -> Finding | None:
+    """C5: per trunk the lesser of two fractions: how much norms rise over its layers, and how much further
+    the norm steps at the seam of stack than at the same place of interposition."""
+    grown = finished(cells)
+    if grown["norm_rise"].isna().all() or not {"stack", "interposition"} <= set(grown["method"]):
+        return None
+    steps = grown.assign(size=grown["seam_step"].abs())
+    cliff = steps.pivot_table(index="replicate", columns="method", values="size")
+    rise = grown.groupby("replicate")["norm_rise"].mean()
+    least = pd.concat([rise, cliff["stack"] - cliff["interposition"]], axis=1).dropna().min(axis=1)
+    decayed = (grown["growth_step"] * grown["train_lr"] * grown["weight_decay"]).max()
+    return Finding(
+        per_trunk=tuple(float(value) for value in least),
+        what="The lesser of norms' rise over layers and of stack's extra step at its seam is",
+        covered=bool(grown["trunk_layers"].min() >= 12 and decayed >= 2.9),
+        needs="It takes 12 layers and 3 time constants of weight decay.",
+        cells=_ids(grown),
+        unit="per cent",
+    )
+
+
 # -- width -----------------------------------------------------------------------------------------------
 
 
@@ -359,6 +380,13 @@ CLAIMS = (
         _interposition_over_stack,
     ),
     Claim("C4", "The gap widens with factor 4.", "Fig. 4, no table", ("factor4",), _gap_by_factor),
+    Claim(
+        "C5",
+        "Expert weight norms rise with depth; stack makes a cliff at its seam, interposition none.",
+        "norms rise by 10 % over 20 layers, stack falls by 9 % at its seam (§3.1)",
+        ("norms",),
+        _norms_rise_and_stack_steps,
+    ),
     Claim(
         "C6",
         "Duplicates with noise of α = 0.01 beat exact ones.",

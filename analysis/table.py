@@ -16,6 +16,7 @@ COLUMNS = (
     *("study", "cell_id", "kind", "requested", "control_of", "status", "trajectory_id", "trunk_id"),
     *("replicate", "arm", "growth_step", "method", "depth_factor", "width_method", "width_factor"),
     *("noise_scale", "optimizer_state", "growth_lr", "seed", "growth_seed"),
+    *("norm_rise", "seam_step", "weight_decay"),
     *("train_lr", "norm_placement", "residual_base_layers", "trunk_layers"),
     *("growth", "growth_warmup_steps", "keep_first", "keep_last", "layer_map", "copies"),
     *("router_noise_scale", "drop_fraction", "then", "then_after_flops", "start_phase"),
@@ -65,7 +66,10 @@ def cells_table(store: Store, study: str) -> pd.DataFrame:
     """
     measures, metrics = Measures(store), Metrics(store)
     rows = [
-        _measured(row, measures) | {"loss_spike": loss_spike(row, metrics)} | _wall(store, row)
+        _measured(row, measures)
+        | {"loss_spike": loss_spike(row, metrics)}
+        | _norms(store, row)
+        | _wall(store, row)
         for row in stored_rows(store, study)
     ]
     table = pd.DataFrame(rows, columns=None if rows else list(COLUMNS))
@@ -94,6 +98,21 @@ def _wall(store: Store, row: dict[str, Any]) -> dict[str, Any]:
     times = [store.wall_s(trajectory) for trajectory in sorted(own)]
     known = [seconds for seconds in times if seconds is not None]
     return {"wall_s": sum(known) if known else None}
+
+
+def _norms(store: Store, row: dict[str, Any]) -> dict[str, Any]:
+    """Of expert weight norms at growth, as fractions: `norm_rise` of the checkpoint, its last third of layers
+    over the first; `seam_step` of the grown layers, from the checkpoint's depth over the layer before."""
+    start = (row.get("states") or {}).get("start")
+    norms = ((store.growth(start[0]) or {}).get("expert_weight_norm") or {}) if start else {}
+    before, after = norms.get("before") or [], norms.get("after") or []
+    third, depth = len(before) // 3, len(before)
+    out: dict[str, Any] = {}
+    if third:
+        out["norm_rise"] = float(np.mean(before[-third:]) / np.mean(before[:third]) - 1)
+    if depth and len(after) > depth:
+        out["seam_step"] = after[depth] / after[depth - 1] - 1
+    return out
 
 
 def _measured(row: dict[str, Any], measures: Measures) -> dict[str, Any]:

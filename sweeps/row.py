@@ -34,6 +34,7 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
         "growth_warmup_steps": branch.learning_rate.warmup_steps if branch else None,
         "seed": config.seed,
         "train_lr": config.train.lr,
+        "weight_decay": config.train.weight_decay,
         "norm_placement": config.model.norm_placement.value,
         "residual_base_layers": config.model.residual_base_layers,
         "trunk_layers": config.model.num_layers,

@@ -10,6 +10,9 @@ from analysis.claims import CLAIMS
 from analysis.verdict import Finding, Verdict, judged, verdict_of
 
 PLAIN = {
+    "norm_rise": np.nan,
+    "seam_step": np.nan,
+    "weight_decay": 0.1,
     "kind": "branch",
     "status": "done",
     "growth": "interposition",
@@ -126,6 +129,18 @@ def test_that_orders_end_alike_is_a_claim_of_no_difference(gap, verdict):
     seeds = range(3) if verdict is Verdict.UNDECIDED else range(8)
     cells = table(orders, lambda row: 0.5 + gap * row["growth"].startswith("inter"), seeds=seeds)
     assert judged(measured("C8", cells), 0.01, 8)[0] is verdict
+
+
+@pytest.mark.parametrize(("rise", "cliff", "verdict"), [
+    (0.1, -0.09, Verdict.AGREES), (-0.05, -0.09, Verdict.DISAGREES), (0.1, 0.001, Verdict.NO_DIFFERENCE),
+])  # fmt: skip
+def test_norms_must_rise_and_stack_must_step(rise, cliff, verdict):
+    cells = table({"method": ["stack", "interposition"]}, lambda row: 0.5, trunk_layers=12.0)
+    cells["growth_step"] = 7500.0
+    cells["norm_rise"] = rise + 0.001 * cells["seed"]
+    cells["seam_step"] = np.where(cells["method"] == "stack", cliff, 0.0)
+    assert judged(measured("C5", cells), 0.01, 8)[0] is verdict
+    assert not measured("C5", cells.assign(trunk_layers=4.0)).covered
 
 
 def test_stability_is_judged_by_the_less_stable_placement_of_norms():
