@@ -100,7 +100,8 @@ def _side(store: Store, name: str, place: int) -> pd.DataFrame:
     measures, rows = Measures(store), {row["cell_id"]: row for row in stored_rows(store, study)}
     answers = [_answers(measures, rows[cell]) for cell in cells["cell_id"]]
     pair = "seed " + cells["seed"].map("{:g}".format)
-    return cells.assign(side=str(place), pair=pair, right=answers)
+    right = pd.Series(answers, index=cells.index, dtype=object)
+    return cells.assign(side=str(place), pair=pair, right=right)
 
 
 def _answers(measures: Measures, row: dict[str, Any]) -> np.ndarray | None:
