@@ -9,7 +9,7 @@ from sweeps.store import Store
 
 COLUMNS = (
     *("node", "parent", "trajectory_id", "kind", "arm", "replicate", "seed", "growth_step"),
-    *("from_flops", "to_flops", "cells", "status"),
+    *("from_flops", "to_flops", "f_c", "cells", "status"),
 )
 
 
@@ -39,7 +39,7 @@ def lineage(store: Store, study: str) -> pd.DataFrame:
                 {"node": trajectory, "parent": parent, "trajectory_id": trajectory, "kind": kind}
                 | {"arm": "" if shared else cell["arm"], "replicate": cell["replicate"], "seed": cell["seed"]}
                 | {"growth_step": float("nan") if shared else cell["growth_step"], "from_flops": flops}
-                | {"to_flops": end, "cells": 0, "status": cell["status"]},
+                | {"to_flops": end, "f_c": cell["f_c"], "cells": 0, "status": cell["status"]},
             )
             node["to_flops"] = max(node["to_flops"], end)
             node["cells"] += 1

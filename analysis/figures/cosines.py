@@ -11,7 +11,7 @@ from analysis.figures.style import ink, legend_columns, looks, new_figure, of_tr
 
 _PAPER = Path(__file__).parents[1] / "paper"
 _GROUPS = ("overall", "expert_ffn", "attention", "embedding")
-_MOMENTS = {"first_moment_cosine": "first", "second_moment_cosine": "second"}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _BETA1 = 0.9
 
 
@@ -50,11 +50,10 @@ def _of_moments(twins: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     own = own[own["growth_step"] == own["growth_step"].max()]
     own = own[own["nth"] == 1]
-    means = own.groupby(["arm", "step"], sort=False)[list(_MOMENTS)].mean().reset_index()
-    long = means.melt(["arm", "step"], list(_MOMENTS), "moment", "cosine")
-    n = own.groupby(["arm", "step"])["replicate"].nunique().rename("n_trunks").reset_index()
-    long = long.merge(n, on=["arm", "step"]).rename(columns={"arm": "series", "step": "steps_after_growth"})
-    return long.assign(panel="moments", moment=long["moment"].map(_MOMENTS), source="ours")
+    grouped = own.groupby(["arm", "step"], sort=False)
+    means = grouped.agg(cosine=("first_moment_cosine", "mean"), n_trunks=("replicate", "nunique"))
+    means = means.reset_index().rename(columns={"arm": "series", "step": "steps_after_growth"})
+    return means.assign(panel="moments", source="ours")
 
 
 def _of_updates(updates: pd.DataFrame) -> pd.DataFrame:
@@ -72,7 +71,8 @@ def _of_updates(updates: pd.DataFrame) -> pd.DataFrame:
         steps_after_growth=("steps_after_growth", "mean"),
         n_trunks=("replicate", "nunique"),
     ).reset_index()
-    return table.rename(columns={"group": "series"}).assign(panel="updates", source="ours")
+    shown = table.groupby(["pair", "growth_step", "tap"], sort=False).ngroup() < len(_COLOURS)
+    return table[shown].rename(columns={"group": "series"}).assign(panel="updates", source="ours")
 
 
 def _published() -> pd.DataFrame:
@@ -83,13 +83,15 @@ def _published() -> pd.DataFrame:
     update = pd.read_csv(_PAPER / "update_cosines.csv").melt(
         "steps_after_growth", var_name="series", value_name="cosine"
     )
+    ends = (update["steps_after_growth"].min(), update["steps_after_growth"].max())
+    update = update[update["steps_after_growth"].isin(ends)]
     return pd.concat(
-        [adam.assign(panel="moments", moment="first"), update.assign(panel="updates", pair="depth | width")]
+        [adam.assign(panel="moments"), update.assign(panel="updates", pair="depth | width")]
     ).assign(source="the paper")
 
 
 def _draw_moments(axes: Axes, rows: pd.DataFrame) -> None:
-    ours = rows[(rows["source"] == "ours") & (rows["moment"] == "first")]
+    ours = rows[rows["source"] == "ours"]
     styles = looks(list(dict.fromkeys(ours["series"])))
     for name, part in ours.groupby("series", sort=False):
         look = styles[str(name)]
@@ -127,17 +129,12 @@ def _draw_updates(axes: Axes, rows: pd.DataFrame) -> None:
     """Groups of parameters side by side; what a marker is stands in the legend, with its steps."""
     places = {group: i for i, group in enumerate(_GROUPS)}
     series = list(rows[rows["source"] == "ours"].groupby(["pair", "growth_step", "tap"], sort=False))
-    paper = rows[rows["source"] == "the paper"]
-    chosen = paper["steps_after_growth"].isin(
-        [paper["steps_after_growth"].min(), paper["steps_after_growth"].max()]
-    )
-    theirs = list(paper[chosen].groupby("steps_after_growth"))
-    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-    total = len(series[: len(colours)]) + len(theirs)
-    for nth, ((pair, *_), part) in enumerate(series[: len(colours)]):
+    theirs = list(rows[rows["source"] == "the paper"].groupby("steps_after_growth"))
+    total = len(series) + len(theirs)
+    for nth, ((pair, *_), part) in enumerate(series):
         x = [places[group] + 0.7 * ((nth + 0.5) / total - 0.5) for group in part["series"]]
         label = f"{pair}, {part['steps_after_growth'].mean():.0f} steps"
-        axes.plot(x, part["cosine"], "osD^vP"[nth], color=colours[nth], label=label)
+        axes.plot(x, part["cosine"], "osD^vP"[nth], color=_COLOURS[nth], label=label)
     for nth, (steps, part) in enumerate(theirs, start=total - len(theirs)):
         x = [places[group] + 0.7 * ((nth + 0.5) / total - 0.5) for group in part["series"]]
         marker = "<>"[nth - total + len(theirs)]

@@ -6,14 +6,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.figures.style import f_c_axis, flops_scale, ink, looks, new_figure, page
+from analysis.figures.style import f_c_axis, flops_scale, ink, looks, new_figure, one_f_c, page
 
 MAX_ROWS = 48
 _SAME = 0.02  # FLOPs within this factor are one place: whole steps differ
 _CONTROLS = {"continued": (0, (4, 2)), "scratch": (0, (1, 1.2)), "sham": (0, (3, 1, 1, 1))}
 
 
-def lineage_tree(nodes: pd.DataFrame, f_c: float | None = None) -> tuple[pd.DataFrame, Figure]:
+def lineage_tree(nodes: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     """N7: trunks, branches and anneals as a tree, as of `analysis.lineage`; x is total FLOPs.
 
     Trees of several seeds that are alike are drawn once; of more than `MAX_ROWS` rows, arms that leave a
@@ -61,7 +61,7 @@ def lineage_tree(nodes: pd.DataFrame, f_c: float | None = None) -> tuple[pd.Data
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"total FLOPs ({unit})")
-    f_c_axis(axes, scale, f_c, "total / $F_c$ of the trunk")
+    f_c_axis(axes, scale, one_f_c(nodes), "total / $F_c$ of the trunk")
     entries = {
         "trunk": Line2D([], [], color=ink(), linewidth=2.6),
         "growth": Line2D([], [], color=ink(), marker="v", linestyle=""),
@@ -73,7 +73,9 @@ def lineage_tree(nodes: pd.DataFrame, f_c: float | None = None) -> tuple[pd.Data
         f"seed{'s' if nodes['seed'].nunique() != 1 else ''}; a row is one{how}. Thick: the trunk; dashed: "
         "continued; dotted: scratch."
     )
-    drawn = table.drop(columns=["leaf"])
+    drawn = table[
+        ["row", "node", "parent", "kind", "arm", "growth_step", "from_flops", "to_flops", "cells", "folded"]
+    ]
     drawn.attrs = dict(table.attrs)
     return drawn, figure
 

@@ -123,7 +123,8 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
         )
     events = _events(table, sunk)
     for axes, value, factor in ((left, "smoothed", 1.0), (right, "acc", 100.0)):
-        marks = [_at(pd.concat([trunk, table]), value, at) * factor for at in events["total_flops"]]
+        rows = pd.concat([trunk, table])
+        marks = [factor * _before(rows, value, event) for event in events.itertuples()]
         axes.plot(
             events["total_flops"] / scale,
             marks,
@@ -139,7 +140,8 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3)
     shown = own[own["kind"] == "branch"]
     table = pd.concat(
-        [trunk.assign(series="trunk"), table, events.assign(series="growth")], ignore_index=True
+        [trunk.assign(series="trunk"), table, events.drop(columns="nth").assign(series="growth")],
+        ignore_index=True,
     )
     table.attrs["caption"] = (
         f"The chain of growths along all FLOPs spent, {sunk_words(shown).replace('$', '')}. "
@@ -284,18 +286,17 @@ def _against_share(axes: Axes, shares: pd.DataFrame, styles: dict[str, Look]) ->
 def _events(table: pd.DataFrame, sunk: float) -> pd.DataFrame:
     """The first growth, and every later one of a chain."""
     later = table[(table["kind"] == "branch") & (table["phase"] == "stable") & (table["nth"] > 1)]
-    return pd.DataFrame({"total_flops": [sunk, *later.groupby(["series", "nth"])["total_flops"].min()]})
+    found = later.groupby(["series", "nth"])["total_flops"].min().reset_index()
+    first = pd.DataFrame({"series": ["trunk"], "nth": [1.0], "total_flops": [sunk]})
+    return pd.concat([first, found], ignore_index=True).rename(columns={"series": "grown"})
 
 
-def _at(rows: pd.DataFrame, value: str, flops: float) -> float:
-    """The value of the nearest point at or before `flops`: where the triangle stands."""
-    own = rows[rows[value].notna() & rows["kind"].isin(["trunk", "branch"]) & (rows["step"] > 0)]
-    own = own[~((own["kind"] == "branch") & (own["nth"] > 1))]
-    before = own[own["total_flops"] <= 1.0001 * flops]
-    if before.empty:
-        return float("nan")
-    latest = before[before["total_flops"] >= 0.999 * before["total_flops"].max()]
-    return float(latest[value].iloc[0])
+def _before(rows: pd.DataFrame, value: str, event: Any) -> float:
+    """The last value of the trunk or of the arm that is grown there: where the triangle stands."""
+    own = rows[(rows["series"] == event.grown) & rows[value].notna()]
+    own = own[own["nth"] < event.nth] if event.grown != "trunk" else own
+    own = own[own["total_flops"] <= 1.001 * event.total_flops]
+    return float(own.sort_values("total_flops")[value].iloc[-1]) if len(own) else float("nan")
 
 
 def _suites(own: pd.DataFrame) -> str:
