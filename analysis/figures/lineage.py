@@ -3,6 +3,7 @@
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -31,29 +32,7 @@ def lineage_tree(nodes: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     styles = looks(arms)
     by_node = {row["node"]: row for row in _records(table)}
     for row in by_node.values():
-        colour, line = _stroke(row, styles)
-        x = (row["from_flops"] / scale, row["to_flops"] / scale)
-        width = {"trunk": 2.6, "anneal": 1.2}.get(row["kind"], 1.6)
-        axes.plot(x, [row["row"]] * 2, color=colour, linewidth=width, linestyle=line, solid_capstyle="butt")
-        parent = by_node.get(row["parent"])
-        if parent is not None and parent["row"] != row["row"]:
-            axes.plot(
-                [x[0]] * 2, [parent["row"], row["row"]], color=ink(), linewidth=0.6, alpha=0.45, zorder=1
-            )
-        if row["kind"] == "branch":
-            axes.plot(x[0], row["row"], "v", color=colour, markersize=5, zorder=4)
-        if row["kind"] == "anneal":
-            axes.plot(x[1], row["row"], "|", color=colour, markersize=6)
-        if row["leaf"]:
-            axes.annotate(
-                _label(row),
-                (x[1], row["row"]),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-                bbox={"facecolor": page(), "edgecolor": "none", "pad": 0.6},
-            )
+        _draw(axes, row, by_node.get(row["parent"]), _stroke(row, styles), scale)
     longest = max(len(_label(row)) for row in by_node.values() if row["leaf"])
     axes.set_xlim(0, table["to_flops"].max() / scale * (1 + 0.0115 * longest))
     axes.set_ylim(rows - 0.4, -0.6)
@@ -78,6 +57,32 @@ def lineage_tree(nodes: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     ]
     drawn.attrs = dict(table.attrs)
     return drawn, figure
+
+
+def _draw(
+    axes: Axes, row: dict[str, Any], parent: dict[str, Any] | None, stroke: tuple[Any, Any], scale: float
+) -> None:
+    """One trajectory, the drop from its parent's row, its growth or the end of its anneal, and its name."""
+    colour, line = stroke
+    x = (row["from_flops"] / scale, row["to_flops"] / scale)
+    width = {"trunk": 2.6, "anneal": 1.2}.get(row["kind"], 1.6)
+    axes.plot(x, [row["row"]] * 2, color=colour, linewidth=width, linestyle=line, solid_capstyle="butt")
+    if parent is not None and parent["row"] != row["row"]:
+        axes.plot([x[0]] * 2, [parent["row"], row["row"]], color=ink(), linewidth=0.6, alpha=0.45, zorder=1)
+    if row["kind"] == "branch":
+        axes.plot(x[0], row["row"], "v", color=colour, markersize=5, zorder=4)
+    if row["kind"] == "anneal":
+        axes.plot(x[1], row["row"], "|", color=colour, markersize=6)
+    if row["leaf"]:
+        axes.annotate(
+            _label(row),
+            (x[1], row["row"]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            bbox={"facecolor": page(), "edgecolor": "none", "pad": 0.6},
+        )
 
 
 def _fold(nodes: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -1,10 +1,14 @@
 """N2: is it the FLOPs sunk that the end follows, or the accuracy that they had already bought?"""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.style import (
+    Look,
     by_sunk,
     flops_scale,
     ink,
@@ -49,31 +53,9 @@ def mediation_panel(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
             for (arm, _), own in table.groupby(["arm", "replicate"], sort=False):
                 own = own.sort_values("sunk_flops")
                 at = own[x] / (scale if x == "sunk_flops" else 1.0)
-                axes.plot(at, own[value], color=ink(), linewidth=0.5, alpha=0.3, zorder=1)
                 across = own[x_error] if x_error else None
-                axes.errorbar(
-                    at,
-                    own[value],
-                    yerr=own[error],
-                    xerr=across,
-                    fmt="none",
-                    ecolor=ink(),
-                    elinewidth=0.5,
-                    alpha=0.4,
-                )
-                look = styles[str(arm)]
                 shade = colours(norm(own["sunk_flops"].to_numpy(float)))
-                edge = shade if look.filled else ink()
-                axes.scatter(
-                    at,
-                    own[value],
-                    c=shade,
-                    marker=look.marker,
-                    s=34,
-                    zorder=3,
-                    edgecolors=edge,
-                    linewidths=0.6,
-                )
+                _draw(axes, (at, own[value]), (across, own[error]), shade, styles[str(arm)])
         row[0].set_ylabel(label)
     for axes in panels[1]:
         axes.axhline(0.0, color=ink(), linewidth=0.9)
@@ -95,3 +77,12 @@ def mediation_panel(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
         "cells of one base accuracy would end alike whatever was sunk; its error alone can hide that."
     )
     return table, figure
+
+
+def _draw(axes: Axes, at: tuple, errors: tuple, shade: Any, look: Look) -> None:
+    """The cells of one trunk and arm: points (x, y) with standard errors, in the colours of `shade`."""
+    (x, y), (across, up) = at, errors
+    axes.plot(x, y, color=ink(), linewidth=0.5, alpha=0.3, zorder=1)
+    axes.errorbar(x, y, yerr=up, xerr=across, fmt="none", ecolor=ink(), elinewidth=0.5, alpha=0.4)
+    edge = shade if look.filled else ink()
+    axes.scatter(x, y, c=shade, marker=look.marker, s=34, zorder=3, edgecolors=edge, linewidths=0.6)

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from analysis.figures.style import (
+    Look,
     f_c_axis,
     flops_scale,
     legend_columns,
@@ -37,38 +39,7 @@ def recovery_cost(recoveries: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
         look, own = styles[arm], table[table["arm"] == arm]
         aside = ScaledTranslation(4 * (nth - (len(arms) - 1) / 2) / 72, 0, figure.dpi_scale_trans)
         place = axes.transData + aside
-        never = own[own["never"] > 0]
-        axes.plot(
-            own["sunk_flops"] / scale,
-            own["recovery_flops"] / cost,  # a NaN, an infinite median, breaks the line
-            color=look.colour,
-            marker=look.marker,
-            linestyle=look.line,
-            markerfacecolor=look.colour if look.filled else page(),
-            label=arm,
-            transform=place,
-        )
-        axes.vlines(
-            *(own["sunk_flops"] / scale, own["lowest"] / cost, own["highest"] / cost),
-            color=look.colour,
-            linewidth=1.0,
-            transform=place,
-        )
-        for _, row in never.iterrows():
-            at = (row["sunk_flops"] / scale, row["seen_flops"] / cost)
-            if np.isnan(row["recovery_flops"]):
-                axes.plot(*at, color=look.colour, marker=look.marker, markerfacecolor=page(), transform=place)
-            text = f"↑ {row['never']:.0f} of {row['n_trunks']:.0f} never"
-            axes.annotate(
-                text,
-                at,
-                xycoords=place,
-                xytext=(0, 7 + 10 * nth),
-                textcoords="offset points",
-                ha="center",
-                fontsize=7,
-                color=look.colour,
-            )
+        _draw(axes, own, look, (scale, cost), place, nth)
     axes.set_xlabel(f"sunk FLOPs ({unit})")
     axes.set_ylabel(f"FLOPs until the loss is back\n({cost_unit})")
     axes.set_xlim(0, 1.08 * table["sunk_flops"].max() / scale)
@@ -90,6 +61,45 @@ def recovery_cost(recoveries: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
         )
     )
     return table, figure
+
+
+def _draw(
+    axes: Axes, own: pd.DataFrame, look: Look, scales: tuple[float, float], place: Transform, nth: int
+) -> None:
+    """One arm; what it never regained is written above, one arm over the other."""
+    scale, cost = scales
+    never = own[own["never"] > 0]
+    axes.plot(
+        own["sunk_flops"] / scale,
+        own["recovery_flops"] / cost,  # a NaN, an infinite median, breaks the line
+        color=look.colour,
+        marker=look.marker,
+        linestyle=look.line,
+        markerfacecolor=look.colour if look.filled else page(),
+        label=own["arm"].iloc[0],
+        transform=place,
+    )
+    axes.vlines(
+        *(own["sunk_flops"] / scale, own["lowest"] / cost, own["highest"] / cost),
+        color=look.colour,
+        linewidth=1.0,
+        transform=place,
+    )
+    for _, row in never.iterrows():
+        at = (row["sunk_flops"] / scale, row["seen_flops"] / cost)
+        if np.isnan(row["recovery_flops"]):
+            axes.plot(*at, color=look.colour, marker=look.marker, markerfacecolor=page(), transform=place)
+        text = f"↑ {row['never']:.0f} of {row['n_trunks']:.0f} never"
+        axes.annotate(
+            text,
+            at,
+            xycoords=place,
+            xytext=(0, 7 + 10 * nth),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=look.colour,
+        )
 
 
 def _median(costs: pd.Series) -> float:

@@ -91,20 +91,7 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
 
     At the latest growth step of a chain; growths are triangles. A `ValueError` where there is no chain.
     """
-    grown = curves[curves["kind"] == "branch"]
-    chains = grown[grown["arm"].str.contains(" → ", regex=False)]
-    if chains.empty:
-        raise ValueError("No cell grows twice: there is no chain to draw.")
-    step = chains["growth_step"].max()
-    chains = chains[chains["growth_step"] == step]
-    beginnings = {arm.split(",")[0].split(" → ")[0] for arm in chains["arm"].unique()}
-    stages = grown[(grown["growth_step"] == step) & grown["arm"].str.split(",").str[0].isin(beginnings)]
-    ids = set(chains["cell_id"]) | set(stages["cell_id"])
-    own = curves[curves["cell_id"].isin(ids) | (curves["kind"] != "branch")]
-    scratch = own["kind"].isin(["scratch", "scratch_extra"])
-    own = own[scratch | (own["growth_step"] == step)]
-    arms = list(pd.concat([stages, chains])["arm"].unique())
-    own = _in_total(series_of(own, short_names(arms)))
+    own = _of_chain(curves)
     table = _means(own, ["series"])
     sunk = float(own.loc[own["kind"] == "branch", "sunk_flops"].mean())
     trunk = _trunk_means(trunks, upto=sunk)
@@ -122,18 +109,7 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
             [], [], color=look.colour, marker=look.marker, linestyle=look.line, markerfacecolor=face
         )
     events = _events(table, sunk)
-    for axes, value, factor in ((left, "smoothed", 1.0), (right, "acc", 100.0)):
-        rows = pd.concat([trunk, table])
-        marks = [factor * _before(rows, value, event) for event in events.itertuples()]
-        axes.plot(
-            events["total_flops"] / scale,
-            marks,
-            "v",
-            color="#D55E00",
-            markersize=9,
-            zorder=5,
-            markeredgecolor=page(),
-        )
+    _draw_events((left, right), pd.concat([trunk, table]), events, scale)
     entries["growth"] = Line2D([], [], color="#D55E00", marker="v", linestyle="")
     entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[0], 1)))
     _finish(left, right, table, scale, unit, one_f_c(curves))
@@ -151,6 +127,24 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
         "architecture and the extra FLOPs alone; continued ends at the same total as the arm it serves."
     )
     return table, figure
+
+
+def _of_chain(curves: pd.DataFrame) -> pd.DataFrame:
+    """The chains of the latest growth step, what grew once as they begin, and their controls."""
+    grown = curves[curves["kind"] == "branch"]
+    chains = grown[grown["arm"].str.contains(" → ", regex=False)]
+    if chains.empty:
+        raise ValueError("No cell grows twice: there is no chain to draw.")
+    step = chains["growth_step"].max()
+    chains = chains[chains["growth_step"] == step]
+    beginnings = {arm.split(",")[0].split(" → ")[0] for arm in chains["arm"].unique()}
+    stages = grown[(grown["growth_step"] == step) & grown["arm"].str.split(",").str[0].isin(beginnings)]
+    ids = set(chains["cell_id"]) | set(stages["cell_id"])
+    own = curves[curves["cell_id"].isin(ids) | (curves["kind"] != "branch")]
+    scratch = own["kind"].isin(["scratch", "scratch_extra"])
+    own = own[scratch | (own["growth_step"] == step)]
+    arms = list(pd.concat([stages, chains])["arm"].unique())
+    return _in_total(series_of(own, short_names(arms)))
 
 
 def _in_total(curves: pd.DataFrame) -> pd.DataFrame:
@@ -289,6 +283,20 @@ def _events(table: pd.DataFrame, sunk: float) -> pd.DataFrame:
     found = later.groupby(["series", "nth"])["total_flops"].min().reset_index()
     first = pd.DataFrame({"series": ["trunk"], "nth": [1.0], "total_flops": [sunk]})
     return pd.concat([first, found], ignore_index=True).rename(columns={"series": "grown"})
+
+
+def _draw_events(panels: tuple[Axes, Axes], rows: pd.DataFrame, events: pd.DataFrame, scale: float) -> None:
+    for axes, value, factor in zip(panels, ("smoothed", "acc"), (1.0, 100.0), strict=True):
+        marks = [factor * _before(rows, value, event) for event in events.itertuples()]
+        axes.plot(
+            events["total_flops"] / scale,
+            marks,
+            "v",
+            color="#D55E00",
+            markersize=9,
+            zorder=5,
+            markeredgecolor=page(),
+        )
 
 
 def _before(rows: pd.DataFrame, value: str, event: Any) -> float:
