@@ -55,7 +55,7 @@ def compare(
     found = dict.fromkeys(pd.concat([column.rows["series"] for column in columns]))
     names = [n for n in styles or found if n in found and n not in _CONTROLS]
     styles = (styles or looks(names)) | _controls()
-    inches = width or max(6.4, min(10.5, 1.2 + 3.1 * (len(columns) + more)))
+    inches = width or max(6.4, min(9.2, 1.0 + 2.7 * (len(columns) + more)))
     figure = new_figure(inches, 5.4)
     panels = figure.subplots(2, len(columns) + more, squeeze=False)
     for nth, column in enumerate(columns):

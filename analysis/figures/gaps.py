@@ -102,7 +102,7 @@ def gap_by_depth_factor(curves: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.D
         own = own[~scratch | (own["depth_factor"] == factor)]
         columns.append(Column(title=f"depth ×{factor:g}, {sunk_words(own)}", rows=own))
         shown.append(own)
-    table, figure, panels = compare(columns, more=1, width=min(11.5, 3.0 * (len(factors) + 1)))
+    table, figure, panels = compare(columns, more=1, width=min(10.4, 2.7 * (len(factors) + 1)))
     parts = [table]
     steps = sorted(gaps["growth_step"].unique())
     for axes, name in zip(panels[:, -1], ("loss", "accuracy"), strict=True):

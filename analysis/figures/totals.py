@@ -52,7 +52,7 @@ def fixed_total(
     table = _means(own, ["series", "sunk_flops"])
     arms = list(dict.fromkeys(own.loc[own["kind"] == "branch", "series"]))
     trunk = _trunk_means(trunks, upto=float(own["sunk_flops"].max()))
-    figure = new_figure(10.5, 3.9)
+    figure = new_figure(9.8, 3.9)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1))
     scale, unit = flops_scale(own["total_flops"])
     norm, colours, styles = by_sunk(own["sunk_flops"]), sequential(), looks(arms)
