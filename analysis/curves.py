@@ -10,6 +10,10 @@ from analysis.table import cells_table, stored_rows
 from sweeps.store import Store
 
 ALL_FAMILIES, MEAN = "mean of families", "mean"
+_OF_CELL = (
+    *("arm", "method", "depth_factor", "width_method", "noise_scale", "growth_step", "sunk_flops"),
+    *("replicate", "seed", "f_c", "trunk_activated_params"),
+)
 _SCORES = ("family", "level", "acc", "se", "n", "chance")
 
 
@@ -17,8 +21,9 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     """One row per training line and per evaluation of each cell, after growth, in order.
 
     `extra_flops` counts from the growth; for scratch from its random init; for *continued* from the growth
-    of the cell in `pair_id`, once per arm and growth step that it serves. `loss` of source `train` is
-    the training loss, of `probe` and `full` the held-out loss; `acc` is NaN on training lines.
+    of the cell in `pair_id`, once per arm and growth step that it serves; so does `extra_tokens`. `loss` of
+    source `train` is the training loss, of `probe` and `full` the held-out loss; `acc` is NaN on training
+    lines.
     """
     cells = _by_id(cells_table(store, study))
     measures, metrics = Measures(store), Metrics(store)
@@ -31,18 +36,18 @@ def curves(store: Store, study: str) -> pd.DataFrame:
                 continue
             shown = cells[pair if row["kind"] == "continued" else row["cell_id"]]
             part = part.assign(cell_id=row["cell_id"], kind=row["kind"], pair_id=pair)
-            for name in ("arm", "method", "growth_step", "sunk_flops", "replicate", "seed", "f_c"):
+            for name in _OF_CELL:
                 part[name] = shown[name]
             parts.append(part)
-    names = ["cell_id", "kind", "pair_id", "arm", "method", "growth_step", "sunk_flops", "replicate", "seed"]
-    names += ["f_c", "trajectory_id", "phase", "step", "extra_flops", "source", "loss", "acc", "acc_se", "n"]
+    names = ["cell_id", "kind", "pair_id", *_OF_CELL, "trajectory_id", "phase", "step", "extra_flops"]
+    names += ["extra_tokens", "source", "loss", "acc", "acc_se", "n"]
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
     return pd.concat(parts, ignore_index=True)[names]
 
 
 def trunk_curves(store: Store, study: str) -> pd.DataFrame:
-    """One row per training line and evaluation of each trunk, from random init, with `flops` along it.
+    """One row per training line and evaluation of each trunk, from random init: `flops`, learning rate `lr`.
 
     A trunk reaches as far as some cell's path used it, so that *continued* shows beyond the last growth.
     """
@@ -56,7 +61,7 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
             replicate = cells[row["cell_id"]]["replicate"]
             parts.append(part.assign(trunk_id=row["trunk_id"], replicate=replicate))
     names = ["trunk_id", "replicate", "trajectory_id", "step", "flops"]
-    names += ["source", "loss", "acc", "acc_se", "n"]
+    names += ["source", "loss", "acc", "acc_se", "n", "lr"]
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
     return pd.concat(parts, ignore_index=True)[names]
@@ -139,8 +144,9 @@ def _curve(
 ) -> pd.DataFrame | None:
     """The points of one path after its growth, or after `origin_flops` where that is given."""
     offset, parts = 0.0, []
+    tokens = 0.0
     if origin_flops is not None:
-        offset = -origin_flops
+        offset, tokens = -origin_flops, -_tokens_at(path, origin_flops)
     for p in path:
         trajectory, low, high = p["trajectory_id"], p["from_step"], p["to_step"]
         if origin_flops is not None or p["phase"] != "trunk":
@@ -152,17 +158,30 @@ def _curve(
                 "phase": p["phase"],
                 "step": steps,
                 "extra_flops": offset + (steps - low) * p["flops_per_step"],
+                "extra_tokens": tokens + (steps - low) * p["tokens_per_step"],
                 "source": ["train"] * len(trained) + [e["suite"] for e in lines],
                 "loss": np.concatenate([trained[:, 1], [_number(e["loss"]) for e in lines]]),
             }
             blank = np.full(len(trained), np.nan)
             for name in ("acc", "acc_se", "n"):
                 part[name] = np.concatenate([blank, [_number(e[name]) for e in lines]])
+            part["lr"] = np.concatenate([trained[:, 2], np.full(len(lines), np.nan)])
             frame = pd.DataFrame(part)
             parts.append(frame[frame["extra_flops"] >= 0])
         if origin_flops is not None or p["phase"] != "trunk":
             offset += (high - low) * p["flops_per_step"]
+            tokens += (high - low) * p["tokens_per_step"]
     return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _tokens_at(path: list[dict[str, Any]], flops: float) -> float:
+    """Tokens read along a path by the time so many FLOPs were spent on it."""
+    tokens = 0.0
+    for p in path:
+        steps = min(p["to_step"] - p["from_step"], max(0.0, flops / p["flops_per_step"]))
+        tokens += steps * p["tokens_per_step"]
+        flops -= steps * p["flops_per_step"]
+    return tokens
 
 
 def _number(value: Any) -> float:

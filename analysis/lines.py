@@ -43,7 +43,7 @@ class Measures:
 
 
 class Metrics:
-    """(step, loss) of each trajectory as arrays."""
+    """(step, loss, learning rate) of each trajectory's lines as arrays; a rate that was not logged is NaN."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -52,8 +52,8 @@ class Metrics:
     def of(self, trajectory: str) -> np.ndarray:
         if trajectory not in self.arrays:
             lines = self.store.metrics(trajectory)
-            pairs = [(line["step"], line["loss"]) for line in lines]
-            self.arrays[trajectory] = np.array(pairs, dtype=float).reshape(len(pairs), 2)
+            rows = [(line["step"], line["loss"], line.get("lr", np.nan)) for line in lines]
+            self.arrays[trajectory] = np.array(rows, dtype=float).reshape(len(rows), 3)
         return self.arrays[trajectory]
 
     def within(self, part: dict[str, Any]) -> np.ndarray:

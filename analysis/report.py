@@ -1,6 +1,5 @@
 """One self-contained page per study, and beside it the tables and pictures that it is made of."""
 
-import base64
 import json
 import platform
 from collections.abc import Callable
@@ -9,8 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -33,6 +30,7 @@ from analysis.figures import (
 from analysis.figures.style import png
 from analysis.growth_section import GrowthSection, growth_section
 from analysis.opening import opening
+from analysis.page import inline, plain, template
 from analysis.table import cells_table
 from analysis.verdict import points
 from sweeps.store import Store
@@ -75,7 +73,7 @@ def write_report(
     (directory / "correlation.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     growth = growth_section(store, study, directory)
     figures = _figures(_drawings(store, study, cells, growth), directory / "figures")
-    page = _template().render(
+    page = template("page.html.jinja").render(
         study=study,
         opening=sentence,
         missing=missing(cells, stored),
@@ -136,7 +134,7 @@ def decision_table(cells: pd.DataFrame) -> list[dict[str, Any]]:
     grown = cells[(cells["kind"] == "branch") & cells["final_acc"].notna()]
     rows = []
     for (step, arm), own in grown.groupby(["growth_step", "arm"], sort=True):
-        row = {"growth_step": f"{step:g}", "arm": arm, "sunk": _plain(own["sunk_f_c"].mean(), "{:.2g} F_c")}
+        row = {"growth_step": f"{step:g}", "arm": arm, "sunk": plain(own["sunk_f_c"].mean(), "{:.2g} F_c")}
         for name in ("base", "final", "continued", "scratch_extra", "scratch_total", "sham"):
             row[name] = _mean_and_error(own, f"{name}_acc", f"{name}_acc_se")
         row["net"] = _mean_and_error(own, "net", "net_se", sign=True)
@@ -190,13 +188,9 @@ def _figures(drawings: dict[str, _Drawing], directory: Path) -> dict[str, dict[s
         with themed(dark=True):
             dark = png(draw()[1])
         caption = table.attrs["caption"]
-        pictures = {"light": _base64(light), "dark": _base64(dark)} if len(table) else {}
+        pictures = {"light": inline(light), "dark": inline(dark)} if len(table) else {}
         out[name] = {"pictures": pictures, "caption": caption, "file": f"figures/{name}"}
     return out
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _correlation_rows(correlation: dict[str, Any]) -> list[dict[str, str]]:
@@ -215,14 +209,14 @@ def _correlation_rows(correlation: dict[str, Any]) -> list[dict[str, str]]:
                     "n": f"{part['n_cells']} ({part['n_trunks']})",
                     "refused": part["refused"] or "",
                     "null": f"{null['median']:.2f} ({null['low']:.2f} to {null['high']:.2f})" if null else "",
-                    "pearson": _plain(part["pearson"]),
-                    "pearson_log": _plain(part["pearson_log_sunk"]),
-                    "ranks": f"{_plain(part['spearman'])} / {_plain(part['kendall'])}",
-                    "slope": _plain(100 * slope["slope"], "{:+.3g}") if slope else "–",
-                    "interval": f"{_plain(100 * ends[0], '{:+.3g}')} to {_plain(100 * ends[1], '{:+.3g}')}"
+                    "pearson": plain(part["pearson"]),
+                    "pearson_log": plain(part["pearson_log_sunk"]),
+                    "ranks": f"{plain(part['spearman'])} / {plain(part['kendall'])}",
+                    "slope": plain(100 * slope["slope"], "{:+.3g}") if slope else "–",
+                    "interval": f"{plain(100 * ends[0], '{:+.3g}')} to {plain(100 * ends[1], '{:+.3g}')}"
                     if ends
                     else "none",
-                    "least": _plain(_times(least.get("over_the_range"), 100), "{:.1f}"),
+                    "least": plain(_times(least.get("over_the_range"), 100), "{:.1f}"),
                 }
             )
     return rows
@@ -249,12 +243,12 @@ def _cell_rows(cells: pd.DataFrame) -> list[dict[str, str]]:
     rows = []
     for cell in order.to_dict("records"):
         row = {name: str(cell[name]) for name in ("cell_id", "kind", "arm", "status")}
-        row |= {name: _plain(cell[name], "{:g}") for name in ("growth_step", "seed")}
-        row |= {name: _plain(cell[name], "{:.3g}") for name in ("sunk_f_c", "extra_f_c", "total_flops")}
+        row |= {name: plain(cell[name], "{:g}") for name in ("growth_step", "seed")}
+        row |= {name: plain(cell[name], "{:.3g}") for name in ("sunk_f_c", "extra_f_c", "total_flops")}
         for name in ("base_acc", "start_acc", "stable_acc"):
-            row[name] = _plain(_times(cell[name], 100), "{:.1f}")
-        se = _plain(_times(cell["final_acc_se"], 100), " ± {:.1f}")
-        row["final_acc"] = _plain(_times(cell["final_acc"], 100), "{:.1f}") + se.replace("–", "")
+            row[name] = plain(_times(cell[name], 100), "{:.1f}")
+        se = plain(_times(cell["final_acc_se"], 100), " ± {:.1f}")
+        row["final_acc"] = plain(_times(cell["final_acc"], 100), "{:.1f}") + se.replace("–", "")
         for name in ("net", "gain_over_scratch_extra", "gain_over_scratch_total"):
             row[name] = "–" if pd.isna(cell[name]) else points(cell[name])
         rows.append(row)
@@ -273,12 +267,12 @@ def _provenance(stored: dict[str, Any], cells: pd.DataFrame, command: str) -> di
         "cells asked for": plan.get("cells"),
         "controls added": plan.get("controls"),
         "trajectories": plan.get("trajectories"),
-        "FLOPs if each cell trained alone": _plain(naive, "{:.3g}"),
-        "FLOPs with what cells share trained once": _plain(shared, "{:.3g}"),
-        "ratio": _plain(naive / shared, "{:.2f}×") if naive and shared else "–",
-        "FLOPs to derive states again (rewind)": _plain(plan.get("flops_rewind"), "{:.3g}"),
-        "FLOPs spent by the last run": _plain(summary.get("spent_flops"), "{:.3g}"),
-        "seconds of the last run": _plain(summary.get("wall_s"), "{:.0f}"),
+        "FLOPs if each cell trained alone": plain(naive, "{:.3g}"),
+        "FLOPs with what cells share trained once": plain(shared, "{:.3g}"),
+        "ratio": plain(naive / shared, "{:.2f}×") if naive and shared else "–",
+        "FLOPs to derive states again (rewind)": plain(plan.get("flops_rewind"), "{:.3g}"),
+        "FLOPs spent by the last run": plain(summary.get("spent_flops"), "{:.3g}"),
+        "seconds of the last run": plain(summary.get("wall_s"), "{:.0f}"),
         "cells of the last run: done / cached / failed / blocked / diverged": " / ".join(
             str(summary.get(name, "–")) for name in ("done", "cached", "failed", "blocked", "diverged")
         ),
@@ -307,25 +301,3 @@ def _versions() -> dict[str, str]:
 
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
-
-
-def _plain(value: float | None, pattern: str = "{:.2f}") -> str:
-    """A number for reading, with a true minus sign; a dash for what is missing."""
-    return "–" if value is None or not np.isfinite(value) else pattern.format(value).replace("-", "−")
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["subscripts"] = _subscripts
-    return environment.get_template("page.html.jinja")
-
-
-def _subscripts(text: str) -> markupsafe.Markup:
-    safe = str(markupsafe.escape(text))
-    return markupsafe.Markup(safe.replace("F_c", "F<sub>c</sub>").replace("N_a", "N<sub>a</sub>"))
-
-
-__all__ = ["DELTA", "Report", "decision_table", "missing", "write_report"]

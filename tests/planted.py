@@ -42,6 +42,12 @@ class Effect:
     scratch_requested: bool = False
     trunk_params: int = TRUNK_PARAMS
     loss: Callable[[str, float, float], float] | None = None  # of arm, sunk / F_c, extra / F_c
+    # By name in `methods`: columns of the row, accuracy added, cost of a step in those of the trunk's, and
+    # who grows once more halfway.
+    settings: dict[str, dict] = field(default_factory=dict)
+    gains: dict[str, float] = field(default_factory=dict)
+    step_cost: dict[str, float] = field(default_factory=dict)
+    chained: tuple[str, ...] = ()
 
 
 def plant(root: Path, effect: Effect) -> Path:
@@ -128,6 +134,40 @@ def plant_growths(root: Path, name: str = "planted") -> Path:
     return root
 
 
+def plant_norms(root: Path, num_layers: int = 6, name: str = "planted") -> Path:
+    """Adds per-layer norms on every 20th line: those of a trunk rise with depth, `norm_at` says how."""
+    cells = json.loads((root / "studies" / name / "cells.json").read_text())["cells"]
+    branches = [row for row in cells if row["kind"] == "branch"]
+    for trunk, top in {(row["trunk_id"], max(r["growth_step"] for r in branches)) for row in branches}:
+        _add_norms(root, trunk, lambda step: norm_at(step, num_layers), top)
+    for row in branches:
+        base = norm_at(row["growth_step"], num_layers)
+        sources = range(2 * num_layers)
+        order = [i // 2 if row["method"] == "interposition" else i % num_layers for i in sources]
+        start = [base[i] for i in order]
+        norms = {"before": base, "after": start}
+        plant_growth(root, row["states"]["start"][0], "", row["method"], expert_weight_norm=norms)
+        for part in row["path"][1:]:
+            _add_norms(
+                root, part["trajectory_id"], lambda step, start=start: [n + step * 1e-5 for n in start]
+            )
+    return root
+
+
+def norm_at(step: int, num_layers: int) -> list[float]:
+    """The planted trunk's norms at a step, by layer."""
+    return [round(0.03 + 0.001 * layer * (1 - np.exp(-step / 200)), 6) for layer in range(num_layers)]
+
+
+def _add_norms(root: Path, trajectory: str, norms, top: float = np.inf) -> None:
+    path = next((root / "trajectories").glob(f"*-{trajectory}")) / "metrics.jsonl"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    for line in lines:
+        if line["step"] % 20 == 0 and line["step"] <= top:
+            line["expert_weight_norm"] = norms(line["step"])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
 def plant_growth(root: Path, trajectory: str, parent: str, method: str, **more) -> None:
     """Writes the growth.json of a planted branch: loss 2.5 before, and after what `JUMPS` adds to it."""
     jump = JUMPS[method]
@@ -209,7 +249,6 @@ class _Writer:
         for s in e.growth_steps:
             sunk = s * self.trunk_step_flops
             extra = total - sunk if e.fixed_total else e.extra_steps * self.trunk_step_flops
-            steps = self._grown_steps(extra)
             grown = e.level + e.slope * sunk / F_C + shift
             controls = {"scratch_extra": scratch_extra} if scratch_extra else {}
             if "continued" in e.controls:
@@ -218,7 +257,8 @@ class _Writer:
                 whole = self._grown_steps(sunk + extra)
                 controls["scratch_total"] = self._fresh(seed, "scratch_total", whole, e.level + shift, False)
             for i, method in enumerate(e.methods):
-                self._branch(seed, trunk, s, method, steps, grown + i * e.method_gain, controls)
+                gain = e.gains.get(method, i * e.method_gain)
+                self._branch(seed, trunk, s, method, extra, grown + gain, controls)
 
     def _level(self, arm: str, sunk: float, extra: float, acc: float, seed: int) -> float:
         """The accuracy whose loss is the planted one, shifted by the seed; `acc` where no loss is planted."""
@@ -231,29 +271,44 @@ class _Writer:
     def _grown_steps(self, flops: float) -> int:
         return int(flops // self.grown_step_flops)
 
-    def _branch(self, seed, trunk, s, method, steps, acc, controls) -> None:
+    def _branch(self, seed, trunk, s, method, extra, acc, controls) -> None:
+        cost = self.effect.step_cost.get(method, 1.9) * self.trunk_step_flops
+        steps = int(extra // cost)
         branch, anneal = (identity(self.effect.name, seed, s, method, steps, part) for part in "ba")
         acc = self._level(method, s * self.trunk_step_flops, steps * self.grown_step_flops, acc, seed)
         status = self.effect.status.get((s, method), "done")
         decay = steps // 5
         path = [
             self._segment(trunk, s, "trunk", self.trunk_step_flops),
-            self._segment(branch, steps - decay, "stable", self.grown_step_flops),
-            self._segment(anneal, decay, "anneal", self.grown_step_flops),
+            self._segment(branch, steps - decay, "stable", cost),
+            self._segment(anneal, decay, "anneal", cost),
         ]
         if status in ("done", "diverged"):
-            self._trajectory("branch", branch, steps - decay, self.grown_step_flops, acc - 0.02, seed)
+            self._trajectory("branch", branch, steps - decay, cost, acc - 0.02, seed)
         if status == "done":
-            self._trajectory("anneal", anneal, decay, self.grown_step_flops, acc, seed, end=True)
+            self._trajectory("anneal", anneal, decay, cost, acc, seed, end=True)
+        again = {}
+        if method in self.effect.chained:
+            second, half = identity(branch, "again"), (steps - decay) // 2
+            path[1:2] = [
+                self._segment(branch, half, "stable", cost),
+                self._segment(second, steps - decay - half, "stable", cost),
+            ]
+            self._trajectory("branch", second, steps - decay - half, cost, acc - 0.01, seed)
+            again = {"base_2": [branch, half], "start_2": [second, 0]}
         sunk = s * self.trunk_step_flops
         states = {
             "base": [trunk, s],
             "start": [branch, 0],
-            "stable": [branch, steps - decay],
+            "stable": [path[-2]["trajectory_id"], path[-2]["to_step"]],
             "final": [anneal, decay],
         }
-        extra = steps * self.grown_step_flops
-        self._cell("branch", seed, trunk, path, states, True, sunk, extra, controls, s, method, status)
+        own = self.effect.settings.get(method, {})
+        self._cell(
+            *("branch", seed, trunk, path, states | again, True, sunk, steps * cost, controls, s, method),
+            status,
+        )
+        self.cells[-1].update(own)
 
     def _continued(self, seed, trunk, s, extra, acc) -> str:
         steps = int(extra // self.trunk_step_flops)
@@ -357,7 +412,8 @@ class _Writer:
         start = 0.25 if kind == "branch" else 1.6
         for step in range(1, steps + 1):
             fade = 0.1 * (1 - step / steps) if end else start * np.exp(-step / 60) + 0.1
-            line = {"step": step, "loss": floor + fade + noise[step - 1], "lr": 0.004, "grad_norm": 0.5}
+            lr = 0.004 * (1 - step / steps if end else min(1.0, step / 20))
+            line = {"step": step, "loss": floor + fade + noise[step - 1], "lr": lr, "grad_norm": 0.5}
             line |= {"load_balance_loss": 1.0, "z_loss": 0.1, "tokens": step * self.effect.tokens_per_step}
             lines.append(json.dumps(line | {"flops": step * step_flops}))
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")

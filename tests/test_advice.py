@@ -156,7 +156,7 @@ COMMAND = [sys.executable, str(tiny.ROOT / "report.py"), "study=planted", "do=ad
 def test_a_question_without_its_numbers_is_refused(root, tmp_path, given, message):
     raw = {"sunk_flops": 3e12, "activated_params": 120_000, "extra_flops": 1e12, "arm": None, "floor": None}
     with pytest.raises(ValueError, match=message):
-        report.advice(Store(root), "planted", raw | {"report": {"dir": str(tmp_path / "out")}} | given)
+        report.advice(Store(root), "planted", str(tmp_path / "out"), raw | given)
     assert not (tmp_path / "out").exists()
 
 

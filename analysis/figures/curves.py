@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
@@ -26,6 +25,7 @@ from analysis.figures.style import (
     one_f_c,
     page,
     sequential,
+    sunk_bar,
 )
 
 MAX_ARMS = 4
@@ -64,7 +64,10 @@ def loss_and_accuracy_by_sunk_flops(curves: pd.DataFrame) -> tuple[pd.DataFrame,
     if losses.notna().any():
         low, high = losses.min(), losses.quantile(0.99)
         panels[0][0].set_ylim(low - 0.15 * (high - low), high + 0.5 * (high - low))
-    _colour_bar(figure, panels, norm, colours, scale, unit, one_f_c(usable))
+    bar, f_c = sunk_bar(figure, panels, norm, scale, unit), one_f_c(usable)
+    if f_c:
+        top = bar.ax.secondary_yaxis("left", functions=in_f_c(scale, f_c))
+        top.set_ylabel("sunk / $F_c$")
     entries = _legend([styles[arm] for arm in shown], usable)
     figure.legend(
         *(list(entries.values()), list(entries)),
@@ -166,17 +169,6 @@ def _draw_line(left: Axes, right: Axes, part: pd.DataFrame, colour, look: Look, 
             artist.set_transform(
                 right.transData + ScaledTranslation(11 / 72, 0, right.figure.dpi_scale_trans)
             )
-
-
-def _colour_bar(figure: Figure, panels, norm, colours, scale: float, unit: str, f_c: float | None) -> None:
-    mappable = ScalarMappable(norm=type(norm)(0.0, norm.vmax / scale), cmap=colours)
-    bar = figure.colorbar(mappable, ax=panels, aspect=30, pad=0.02)
-    bar.set_label(f"sunk FLOPs ({unit})")
-    bar.outline.set_visible(False)
-    bar.ax.grid(False)
-    if f_c:
-        top = bar.ax.secondary_yaxis("left", functions=in_f_c(scale, f_c))
-        top.set_ylabel("sunk / $F_c$")
 
 
 def _legend(styles: list[Look], usable: pd.DataFrame) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -47,7 +49,7 @@ _LIGHT = {"page": "#ffffff", "ink": "#1f2328", "grid": "#dfe2e6"}
 class Look:
     """How one arm is drawn: colour and marker by method, line and filling by its further settings."""
 
-    colour: str
+    colour: Any  # whatever matplotlib takes for one
     marker: str
     line: Any
     filled: bool
@@ -140,6 +142,16 @@ def by_sunk(sunk_flops: pd.Series) -> Normalize:
     return Normalize(0.0, max(float(sunk_flops.max()), 1.0))
 
 
+def sunk_bar(figure: Figure, panels: Any, norm: Normalize, scale: float, unit: str) -> Colorbar:
+    """The colour bar of `by_sunk` beside the panels, in FLOPs / scale."""
+    mappable = ScalarMappable(norm=Normalize(0.0, (norm.vmax or 1.0) / scale), cmap=sequential())
+    bar = figure.colorbar(mappable, ax=panels, aspect=30, pad=0.02)
+    bar.set_label(f"sunk FLOPs ({unit})")
+    bar.outline.set_visible(False)
+    bar.ax.grid(False)
+    return bar
+
+
 def new_figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -177,9 +189,10 @@ def one_f_c(cells: pd.DataFrame) -> float | None:
     return float(values[0]) if len(values) == 1 else None
 
 
-def legend_columns(labels: list[str]) -> int:
-    """As many columns as fit below a wide figure, so that few entries stand in one row."""
-    return min(len(labels), max(2, 190 // (max(map(len, labels), default=0) + 8)))
+def legend_columns(labels: list[str], width: float = 9.6) -> int:
+    """As many columns as fit below a figure of that width in inches, so that few entries stand in one row."""
+    room = int(190 * width / 9.6)
+    return min(len(labels), max(2, room // (max(map(len, labels), default=0) + 8)))
 
 
 def of_trunks(rows: pd.DataFrame) -> str:

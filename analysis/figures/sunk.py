@@ -6,8 +6,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from analysis.arms import standard_error
+from analysis.arms import budget_rule, standard_error
 from analysis.figures.style import (
+    HAZE,
     Look,
     empty,
     f_c_axis,
@@ -69,6 +70,55 @@ def accuracy_against_sunk_flops(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figu
         ncols=legend_columns(labels),
     )
     table.attrs["caption"] = _caption(grown, n_trunks)
+    return table, figure
+
+
+def main_effect_with_sunk_area(cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
+    """F1: final accuracy against sunk FLOPs at one extra budget, above the area of what was spent on each.
+
+    Beside every arm *continued* and scratch. A `ValueError` where the extra budget is not one and fixed, or
+    below two growth steps.
+    """
+    grown = cells[(cells["kind"] == "branch") & cells["final_acc"].notna()]
+    rule, levels = budget_rule(cells)
+    if grown["growth_step"].nunique() < 2 or rule != "extra" or levels.nunique() > 1:
+        raise ValueError("The main effect takes two growth steps or more at one fixed extra budget.")
+    table = drawn(grown)
+    table = table[table["panel"] == "final accuracy"].drop(columns="panel")
+    spent = grown.groupby("sunk_flops")["extra_flops"].mean().reset_index()
+    figure = new_figure(7.2, 5.4)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2.6, 1))
+    scale, unit = flops_scale(grown["total_flops"])
+    arms = looks(list(dict.fromkeys(grown["arm"])))
+    styles = {name: Look(ink(), s.marker, s.line, s.filled) for name, s in _CONTROLS.items()} | arms
+    series = list(dict.fromkeys(table["series"]))
+    for nth, name in enumerate(series):
+        own = table[table["series"] == name]
+        _draw(above, own, styles[name], name, scale, nth - (len(series) - 1) / 2)
+    x, sunk, extra = (spent[name] / scale for name in ("sunk_flops", "sunk_flops", "extra_flops"))
+    x, sunk, extra = (np.r_[first, values] for first, values in ((0.0, x), (0.0, sunk), (extra[0], extra)))
+    below.fill_between(x, 0, sunk, color=HAZE, alpha=0.45, linewidth=0, label="sunk before the growth")
+    below.fill_between(
+        x, sunk, sunk + extra, color="#E69F00", alpha=0.6, linewidth=0, label="extra, after the growth"
+    )
+    above.set_ylabel("final accuracy (%)")
+    below.set_ylabel(f"FLOPs spent\n({unit})")
+    below.set_xlabel(f"sunk FLOPs ({unit})")
+    below.set_xlim(-0.03 * x.max(), 1.04 * x.max())
+    below.set_ylim(bottom=0)
+    f_c_axis(above, scale, one_f_c(grown), "sunk / $F_c$")
+    found = [axes.get_legend_handles_labels() for axes in (above, below)]
+    handles, labels = ([*a, *b] for a, b in zip(*found, strict=True))
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, legend_columns(labels)))
+    n_trunks = int(grown["replicate"].nunique())
+    table["extra_flops"] = table["sunk_flops"].map(spent.set_index("sunk_flops")["extra_flops"])
+    table.attrs["caption"] = (
+        _caption(grown, n_trunks).replace(
+            "Final accuracy against sunk FLOPs, and net = final − continued.",
+            f"Final accuracy with {spent['extra_flops'].mean():.3g} extra FLOPs, by what was sunk before.",
+        )
+        + " Below: the FLOPs that each grown cell has in it; scratch has the upper area alone."
+    ).replace("; the two evaluations of a net are taken as independent", "")
     return table, figure
 
 

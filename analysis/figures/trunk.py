@@ -1,7 +1,8 @@
-"""The trunk's own learning curve, with the points where it was grown."""
+"""The trunk's own learning curve and learning rate, with the points where it was grown (F11)."""
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.figures.curves import smooth
@@ -23,7 +24,7 @@ _MAX_POINTS = 600
 
 
 def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
-    """Training loss and accuracy along the trunks against their FLOPs; triangles mark the growth points.
+    """Training loss, accuracy and learning rate along the trunks; triangles mark the growth points.
 
     Dark: the mean over trunks, of the loss its running mean. Haze: every trunk; of a single trunk's accuracy
     one standard error of the evaluation.
@@ -31,8 +32,11 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
     grown = cells[(cells["kind"] == "branch") & cells["sunk_flops"].notna()]
     if trunks.empty or grown.empty:
         return empty("No trunk was trained yet: nothing to draw.")
-    figure = new_figure(9.6, 3.2)
-    panels = figure.subplots(1, 2)
+    rates = trunks[trunks["lr"].notna()] if "lr" in trunks else trunks[:0]
+    figure = new_figure(10.5 if len(rates) else 9.6, 3.2)
+    panels = np.atleast_1d(
+        figure.subplots(1, 3 if len(rates) else 2, width_ratios=(1, 1, 0.75)[: 3 if len(rates) else 2])
+    )
     scale, unit = flops_scale(trunks["flops"])
     source = "probe" if (trunks["source"] == "probe").any() else "full"
     sunk = np.sort(grown["sunk_flops"].unique())
@@ -60,6 +64,10 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
         f_c_axis(axes, scale, one_f_c(grown), "trunk FLOPs / $F_c$")
         points = pd.DataFrame({"quantity": f"growth points on {name}", "flops": sunk, "mean": marked})
         parts += [table, points]
+    if len(rates):
+        parts.append(_learning_rate(panels[2], rates, sunk, scale))
+        panels[2].set_xlabel(f"trunk FLOPs ({unit})")
+        f_c_axis(panels[2], scale, one_f_c(grown), "trunk FLOPs / $F_c$")
     measured = trunks[trunks["source"] == source]
     if len(ids) == 1:
         at, low, high = (measured["flops"] / scale, *_around(measured))
@@ -84,6 +92,23 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
         f"Triangles: states that were grown. Accuracy along the way is that of the {part}."
     )
     return drawn[["quantity", "flops", "mean", *ids]], figure
+
+
+def _learning_rate(axes: Axes, rates: pd.DataFrame, sunk: np.ndarray, scale: float) -> pd.DataFrame:
+    """The mean over trunks of the rate; of one schedule it is that of each."""
+    mean = rates.groupby("flops")["lr"].mean().astype(float)
+    mean = mean.iloc[:: max(1, len(mean) // _MAX_POINTS)]
+    marked = np.interp(sunk, mean.index, mean)
+    axes.plot(mean.index / scale, mean, color=ink(), linewidth=1.3)
+    axes.plot(
+        *(sunk / scale, marked, "v"), color=_GROWTH, markersize=8, markeredgecolor=page(), clip_on=False
+    )
+    axes.set_ylim(0, 1.15 * mean.max())
+    axes.set_xlim(left=0)
+    axes.set_ylabel("learning rate")
+    line = pd.DataFrame({"quantity": "learning rate", "flops": mean.index, "mean": mean.to_numpy()})
+    points = pd.DataFrame({"quantity": "growth points on learning rate", "flops": sunk, "mean": marked})
+    return pd.concat([line, points], ignore_index=True)
 
 
 def _around(measured: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

@@ -128,7 +128,7 @@ def test_a_sweep_on_ray_survives_kills(calm, head, tmp_path, victim, seed):
     """A killed worker costs the sweep an attempt and no result; a killed driver, or both, a rerun."""
     root = tmp_path / "store"
     process = start(on_ray(root, head))
-    moment = random.Random(f"{victim} {seed}").randrange(int(0.9 * progress(calm)))
+    moment = random.Random(f"{victim} {seed}").randrange(int(0.7 * progress(calm)))
     busy: list[int] = []
 
     def reached() -> bool:
@@ -149,7 +149,7 @@ def test_a_sweep_on_ray_survives_kills(calm, head, tmp_path, victim, seed):
 def test_of_two_drivers_one_is_killed_and_the_other_completes(calm, tmp_path, seed):
     root, generator = tmp_path / "store", random.Random(f"drivers {seed}")
     processes = [start(cells(root)) for _ in range(2)]
-    moment = generator.randrange(int(0.9 * progress(calm)))
+    moment = generator.randrange(int(0.7 * progress(calm)))
     until(lambda: workers(root) and progress(root) >= moment, processes[0], root)
     killed = generator.randrange(2)
     processes[killed].kill()
