@@ -323,7 +323,7 @@ def _gaps(
 ) -> pd.Series:
     """`value` of `first` less that of `second` wherever all other settings are the same."""
     keys = [name for name in (*_SETTINGS, *also) if name != column]
-    table = grown.assign(**{key: grown[key].astype(str) for key in keys})
+    table = grown.assign(**{key: [str(value) for value in grown[key]] for key in keys})  # missing ones too
     wide = table.pivot_table(index=keys, columns=column, values=value, aggfunc="mean", observed=True)
     if not {first, second} <= set(wide.columns):
         return pd.Series(dtype=float, index=pd.MultiIndex.from_arrays([[]], names=["replicate"]))

@@ -152,6 +152,12 @@ def test_stability_is_judged_by_the_less_stable_placement_of_norms():
     assert judged(finding, 0.01, 8)[0] is Verdict.DISAGREES
 
 
+def test_settings_that_a_store_does_not_have_part_no_pair():
+    axes, accuracy, _ = PLANTED["C3"]
+    cells = table(axes, lambda row: accuracy(row, 0.04)).assign(growth_lr=np.nan, norm_placement="")
+    assert len(measured("C3", cells).per_trunk) == 8
+
+
 def test_few_trunks_or_another_regime_give_no_verdict():
     axes, accuracy, _ = PLANTED["C1"]
     five = measured("C1", table(axes, lambda row: accuracy(row, 0.04), seeds=range(5)))

@@ -1,0 +1,77 @@
+"""The whole paper as one page: claims judged on planted studies, figures where their study is there."""
+
+import json
+import re
+
+import pytest
+from planted import Effect, plant
+
+from analysis.claims import CLAIMS
+from analysis.paper_report import write_paper
+from sweeps.store import Store
+
+EIGHT = tuple(range(8))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    root = tmp_path_factory.mktemp("paper") / "store"
+    regime = {"seeds": EIGHT, "tokens_per_step": 65536, "extra_steps": 40}
+    plant(root, Effect(name="fixed_extra", methods=("interposition",), slope=0.02, net=0.03, **regime))
+    plant(root, Effect(name="timing", method_gain=0.05, **regime))
+    return Store(root)
+
+
+@pytest.fixture(scope="module")
+def paper(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page") / "page"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("analysis.paper_report.png", lambda figure, caption="": b"picture")
+        patch.setattr("analysis.figures.style.png", lambda figure, caption="": b"picture")
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write_bytes(b""))
+        return write_paper(store, folder, delta=0.01, command="python report.py do=paper")
+
+
+def test_every_claim_has_a_row_and_a_verdict(paper):
+    rows = {row["id"]: row for row in json.loads(paper.page.with_name("claims.json").read_text())}
+    assert list(rows) == [claim.id for claim in CLAIMS] == [f"C{i}" for i in range(1, 12)]
+    assert (rows["C1"]["verdict"], rows["C1"]["study"]) == ("agrees", "fixed_extra")
+    assert rows["C1"]["interval"][0] < rows["C1"]["effect"] < rows["C1"]["interval"][1]
+    assert rows["C1"]["n_trunks"] == 8
+    assert set(rows["C1"]["cells"]) <= set(
+        re.findall(r"\w{12}", paper.page.with_name("cells.csv").read_text())
+    )
+    for name in ("C2", "C4", "C9"):
+        assert rows[name]["verdict"] == "regime not covered"
+        assert "No finished cells of study" in rows[name]["why"]
+
+
+def test_p_values_are_adjusted_for_all_claims(paper):
+    known = [row for row in paper.claims if row["p_value"] is not None]
+    assert {"C1", "C3"} <= {row["id"] for row in known}
+    assert all(row["p_holm"] >= row["p_value"] for row in known)
+    assert any(row["p_holm"] > row["p_value"] for row in known)
+
+
+def test_a_figure_without_its_study_says_so(paper):
+    page = paper.page.read_text()
+    assert "Study noise has not been run." in page
+    assert (paper.page.parent / "figures" / "main_effect_with_sunk_area.csv").stat().st_size
+    assert not re.search(r"(src|href|srcset)=\"(https?:)?//", page)
+    for target in re.findall(r'href="([^"#]+)"', page):
+        assert (paper.page.parent / target).is_file(), target
+    for anchor in re.findall(r'href="#(\w+)"', page):
+        assert f'id="{anchor}"' in page
+
+
+def test_the_table_for_latex_has_a_row_for_each_claim(paper):
+    text = paper.page.with_name("claims.tex").read_text()
+    assert text.count(r" \\") == 1 + len(CLAIMS)
+    assert not re.search(r"(?<!\\)%", text)
+
+
+def test_a_store_without_any_of_the_studies_is_refused(tmp_path):
+    plant(tmp_path / "store", Effect(growth_steps=(100,), extra_steps=20))
+    with pytest.raises(ValueError, match="holds none of the paper's studies; run make paper first"):
+        write_paper(Store(tmp_path / "store"), tmp_path / "out", delta=0.01, command="")
+    assert not (tmp_path / "out").exists()
