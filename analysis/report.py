@@ -27,6 +27,7 @@ from analysis.figures import (
     themed,
     trunk_with_growth_points,
 )
+from analysis.figures.spots import spots
 from analysis.figures.style import png
 from analysis.growth_section import GrowthSection, growth_section
 from analysis.opening import opening
@@ -185,11 +186,12 @@ def _figures(drawings: dict[str, _Drawing], directory: Path) -> dict[str, dict[s
         with themed():
             table, figure = draw()
             light = save(table, figure, directory / name)
+            points_of = spots(figure)
         with themed(dark=True):
             dark = png(draw()[1])
         caption = table.attrs["caption"]
         pictures = {"light": inline(light), "dark": inline(dark)} if len(table) else {}
-        out[name] = {"pictures": pictures, "caption": caption, "file": f"figures/{name}"}
+        out[name] = {"pictures": pictures, "caption": caption, "file": f"figures/{name}", "spots": points_of}
     return out
 
 

@@ -1,3 +1,4 @@
+import html
 import json
 import re
 import shutil
@@ -54,8 +55,9 @@ def test_the_page_stands_alone_and_opens_with_the_sentence(written):
     first = re.search(r'<p class="lead">(.*?)</p>', page).group(1)
     assert re.sub(r"<sub>(.)</sub>", r"_\1", first) == report.opening
     assert not re.search(r"(src|href|srcset)=\"(https?:)?//", page)
-    assert "<script" not in page
-    assert "nan" not in re.sub(r"base64,[\w+/=]+", "", page).lower().replace("provenance", "")
+    assert not re.search(r"<script[^>]+src", page)
+    words = re.sub(r"base64,[\w+/=]+|<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "nan" not in words.lower().replace("provenance", "")
     names = {"accuracy_against_sunk_flops", "loss_and_accuracy_by_sunk_flops", "trunk_with_growth_points"}
     for name in names | {"accuracy_by_family", "learning_curves_by_family"}:
         assert all((folder / "figures" / f"{name}.{kind}").stat().st_size for kind in ("png", "pdf", "csv"))
@@ -78,7 +80,7 @@ def test_a_real_browser_shows_the_page_and_asks_no_network(written, tmp_path):
     page = report.page.read_text()
     for target in re.findall(r'(?:src|href|srcset)="([^"]*)"', page):
         assert target.startswith("data:image/png;base64,") or (folder / target).is_file(), target[:80]
-    assert not re.search(r"url\(|@import|<(script|link|iframe)", page)
+    assert not re.search(r"url\(|@import|<(script [^>]*src|link|iframe)|fetch\(|XMLHttp", page)
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
     quiet += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
     command = [CHROMIUM, *quiet, f"--user-data-dir={tmp_path}", "--dump-dom", report.page.as_uri()]
@@ -86,6 +88,61 @@ def test_a_real_browser_shows_the_page_and_asks_no_network(written, tmp_path):
     assert "<title>planted · Regrow</title>" in seen
     assert seen.count("<figure>") == seen.count("</figure>") == 5
     assert re.search(r"<h2>Provenance</h2>.*</html>", seen, re.DOTALL)
+
+
+_ACTS = """
+<script>
+const seen = [];
+window.addEventListener("error", (event) => seen.push(event.message));
+const table = document.getElementById("cells");
+const column = (i) => [...table.tBodies[0].rows].map((r) => r.cells[i].textContent.trim());
+const final = [...table.tHead.rows[0].cells].findIndex((c) => c.textContent.trim() === "final");
+table.tHead.rows[0].cells[final].click();
+const rising = column(final);
+table.tHead.rows[0].cells[final].click();
+const falling = column(final);
+const filter = document.getElementById("filter");
+filter.value = "scratch"; filter.dispatchEvent(new Event("input"));
+const left = [...table.tBodies[0].rows].filter((r) => !r.hidden).map((r) => r.textContent);
+const said = document.getElementById("shown").textContent, pre = document.createElement("pre");
+pre.id = "acted";
+pre.textContent = JSON.stringify({seen, rising, falling, left, said});
+document.body.append(pre);
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed: the page was not opened in a browser")
+def test_the_table_of_cells_sorts_and_filters_in_a_real_browser(written, tmp_path):
+    page = tmp_path / "acted.html"
+    page.write_text(written[0].page.read_text().replace("</body>", f"{_ACTS}</body>"))
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-quic"]
+    command = [CHROMIUM, *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    acted = json.loads(html.unescape(re.search(r'<pre id="acted">(.*?)</pre>', seen, re.DOTALL).group(1)))
+    assert acted["seen"] == []
+    accuracy = [float(text.split()[0]) for text in acted["rising"] if text != "–"]
+    assert accuracy == sorted(accuracy)
+    assert len(set(accuracy)) > 5
+    assert [float(t.split()[0]) for t in acted["falling"] if t != "–"] == sorted(accuracy, reverse=True)
+    assert acted["left"]
+    assert all("scratch" in text for text in acted["left"])
+    assert acted["said"] == f"{len(acted['left'])} of 17 cells"
+
+
+def test_every_point_of_the_main_figure_says_its_series_and_values(written):
+    page = html.unescape(written[0].page.read_text())
+    figure = page[
+        page.index("accuracy_against_sunk_flops") - 40_000 : page.index("accuracy_against_sunk_flops")
+    ]
+    says = re.findall(r'left:([\d.]+)%;top:([\d.]+)%" data-says="([^"]+)"', figure)
+    drawn = pd.read_csv(written[1] / "figures" / "accuracy_against_sunk_flops.csv")
+    assert len(says) == len(drawn)
+    assert all(0 < float(left) < 100 and 0 < float(top) < 100 for left, top, _ in says)
+    for row in drawn.itertuples():
+        assert any(text.startswith(row.series) and f": {row.mean_pct:.4g}" in text for _, _, text in says), (
+            row
+        )
 
 
 def test_the_null_stands_before_r(written):

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -56,12 +57,12 @@ def said(root: Path) -> str:
 
 
 def workers(root: Path) -> list[int]:
-    """Processes that write a trajectory just now."""
-    now = {}
+    """Processes that have begun a task more often than ended one."""
+    open_tasks: Counter[int] = Counter()
     for path in root.glob("trajectories/*/attempts/*/log.txt"):
         for pid, event in re.findall(r" (\d+): (.*)", path.read_text()):
-            now[int(pid)] = " begins on " in event
-    return [pid for pid, is_busy in now.items() if is_busy]
+            open_tasks[int(pid)] += 1 if " begins on " in event else -1
+    return [pid for pid, count in open_tasks.items() if count > 0]
 
 
 def progress(root: Path) -> int:
