@@ -42,8 +42,14 @@ def _of_axes(axes: Axes) -> list[Spot]:
 
 def _of_line(axes: Axes, line: Line2D, label: str, errors: np.ndarray) -> list[Spot]:
     x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
-    at = axes.figure.transFigure.inverted().transform(line.get_transform().transform(np.column_stack([x, y])))
-    names = [_plain(text) for text in (axes.get_xlabel(), axes.get_ylabel())]
+    figure, title = axes.get_figure(), _plain(axes.get_title() or axes.get_title(loc="left"))
+    assert isinstance(figure, Figure)
+    at = figure.transFigure.inverted().transform(line.get_transform().transform(np.column_stack([x, y])))
+    names = [
+        _plain(axes.get_xlabel() or figure.get_supxlabel() or "x"),
+        _plain(axes.get_ylabel() or figure.get_supylabel() or "y"),
+    ]
+    label = ", ".join(filter(None, [label, title]))
     return [
         Spot(
             round(100 * float(left), 2),
