@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from analysis.arm_laws import fit_arms
+from analysis.budget import decision_map, recycling_efficiency
 from analysis.claims import CLAIMS, finished, judge_together
 from analysis.correlation import correlate
 from analysis.figures.catalogue import FIGURES, Entry, StudyTables, draw
@@ -47,8 +50,8 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     check(bool(known), f"{store.root} holds none of the paper's studies; run make paper first")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tables = {name: StudyTables(store, name) for name in known}
     studies = {name: cells_table(store, name) for name in known}
+    tables = {name: StudyTables(store, name, _fitted(cells)) for name, cells in studies.items()}
     claims = judge_together(studies, delta)
     pd.concat(studies.values(), ignore_index=True).to_csv(directory / "cells.csv", index=False)
     (directory / "claims.json").write_text(json.dumps(claims, indent=1, allow_nan=False) + "\n")
@@ -100,6 +103,40 @@ def _figure(entry: Entry, tables: Mapping[str, StudyTables], directory: Path) ->
         return known | {"pictures": {}, "caption": str(missing)}
     pictures = {"light": inline(light), "dark": inline(dark)}
     return known | {"pictures": pictures, "caption": str(table.attrs["caption"])}
+
+
+def _fitted(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables of N1 (of the first way of growing) and N5; {} where no law can be fitted."""
+    try:
+        laws = fit_arms(cells)
+    except ValueError:
+        return {}
+    rows = []
+    for arm in laws.grown:
+        found = recycling_efficiency(laws, arm)
+        rows.append({"arm": arm, "phase": "all", "rho": found.value, "low": found.low, "high": found.high})
+    tables = {"efficiency": pd.DataFrame(rows, columns=["arm", "phase", "rho", "low", "high"])}
+    if laws.grown:
+        arm, totals = next(iter(laws.grown)), cells["total_flops"] / cells["f_c"]
+        grid = decision_map(
+            laws, arm, np.linspace(0.05, 0.95, 19), np.geomspace(totals.min(), totals.max(), 15)
+        )
+        known = grid[grid["studied"]]
+        gains = pd.DataFrame(
+            {
+                "sunk_share": known["sunk_share"],
+                "total_flops": known["total_f_c"] * float(cells["f_c"].dropna().iloc[0]),
+                "difference": known["gain"],
+                "low": known["gain_low"],
+                "high": known["gain_high"],
+            }
+        )
+        gains.attrs = {
+            "what": f"Loss from scratch less that of {arm}, by the law",
+            "label": "scratch − grown (nats)",
+        }
+        tables["budget_map"] = gains
+    return tables
 
 
 def _study(name: str, cells: pd.DataFrame) -> dict[str, Any]:

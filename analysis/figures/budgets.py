@@ -50,7 +50,7 @@ def budget_map(gains: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
             if label:
                 entries[label] = Line2D([], [], color=ink(), linestyle="-" if style == "solid" else ":")
     bar = figure.colorbar(mesh, ax=axes, aspect=28, pad=0.02)
-    bar.set_label("grown − scratch (points of accuracy)")
+    bar.set_label(gains.attrs.get("label", "grown − scratch (points of accuracy)"))
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.ax.grid(False)
     axes.grid(False)
@@ -61,7 +61,8 @@ def budget_map(gains: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     share = 100 * float((table["difference"] > 0).mean())
     decided = 100 * float(((table["low"] > 0) | (table["high"] < 0)).mean())
     table.attrs["caption"] = (
-        f"Final accuracy grown less that from scratch at equal total FLOPs, on {len(table)} budgets. Blue: "
+        f"{gains.attrs.get('what', 'Final accuracy grown less that from scratch')} at equal total FLOPs, on "
+        f"{len(table)} budgets. Blue: "
         f"growing is ahead ({share:.0f} % of the map); the interval excludes zero on {decided:.0f} % of it. "
         "Solid: no difference; dotted: where one end of the 95 % interval is zero, so between them nothing "
         "is decided. " + str(gains.attrs.get("caption", ""))
