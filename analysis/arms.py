@@ -69,7 +69,7 @@ def _names(grown: pd.DataFrame, but: str = "") -> list[str]:
     growth = _growths(grown)
     names = list(growth)
     for column, pattern in (_OWN | _SHARED).items():
-        if column == but:
+        if column == but or column not in grown:  # planned rows have nothing that was measured
             continue
         values = _comparable(grown[column], growth)
         varies = _varies(grown.assign(**{column: values}), column, growth)
