@@ -70,6 +70,7 @@ def test_with_noise_the_planted_law_lies_within_the_intervals_of_its_values(law,
         assert ends[0] <= truth <= ends[1], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trunks", "trunk_noise", "fixed"), [(1, 0.0, {"E": 1.8}), (3, 0.01, {"E": 1.8})])
 def test_over_forty_data_sets_95_percent_intervals_cover_as_often_as_they_say(trunks, trunk_noise, fixed):
     covered = np.zeros(4)

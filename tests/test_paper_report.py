@@ -16,7 +16,7 @@ EIGHT = tuple(range(8))
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     root = tmp_path_factory.mktemp("paper") / "store"
-    regime = {"seeds": EIGHT, "tokens_per_step": 65536, "extra_steps": 40}
+    regime = {"seeds": EIGHT, "growth_steps": (100, 400, 800), "tokens_per_step": 65536, "extra_steps": 20}
     plant(root, Effect(name="fixed_extra", methods=("interposition",), slope=0.02, net=0.03, **regime))
     plant(root, Effect(name="timing", method_gain=0.05, **regime))
     return Store(root)
