@@ -47,11 +47,11 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
     branch = table["kind"] == "branch"
     grown = table[branch]
     names = _names(grown)
-    rule, levels = budget_rule(table)
-    if rule != "mixed" and levels.nunique() > 1:
+    rule, level_of = budget_rule(table)
+    if rule != "mixed" and level_of.nunique() > 1:
         names = [
             f"{name}, {rule} {level:.2g} FLOPs"
-            for name, level in zip(names, levels.loc[grown.index], strict=True)
+            for name, level in zip(names, level_of.loc[grown.index], strict=True)
         ]
     kinds = table["kind"].replace({"scratch_extra": "scratch", "scratch_total": "scratch"})
     table["arm"] = kinds.where(~branch, "")
@@ -62,6 +62,11 @@ def add_arms(table: pd.DataFrame) -> pd.DataFrame:
 def ways_of_growing(grown: pd.DataFrame) -> pd.Series:
     """The arm of each branch whatever its budget and the size of its trunk: what a law is fitted to."""
     return pd.Series(_names(grown, but="trunk_activated_params"), grown.index, dtype=object)
+
+
+def arms_at_any_rate(grown: pd.DataFrame) -> pd.Series:
+    """The arm of each branch whatever its rate after growth: what has a rate to be chosen."""
+    return pd.Series(_names(grown, but="growth_lr"), grown.index, dtype=object)
 
 
 def _names(grown: pd.DataFrame, but: str = "") -> list[str]:
@@ -91,7 +96,7 @@ def _comparable(values: pd.Series, growth: pd.Series) -> pd.Series:
     """What of a column can tell two arms apart: budgets by their cluster, further growths by the words in
     which they differ from others of the same operators."""
     if values.name == "then_after_flops":
-        return _levels(values)
+        return levels(values)
     if values.name != "then":
         return values
     words = values.str.split().map(frozenset)
@@ -166,18 +171,18 @@ def budget_rule(table: pd.DataFrame) -> tuple[str, pd.Series]:
     grown = table[table["kind"] == "branch"]
     for rule in ("extra", "total"):
         flops = grown[f"{rule}_flops"].astype(float)
-        level = _levels(flops)
+        level = levels(flops)
         if level.nunique() <= 1:
             return rule, level
     for rule in ("extra", "total"):
-        level = _levels(grown[f"{rule}_flops"].astype(float))
+        level = levels(grown[f"{rule}_flops"].astype(float))
         crossed = grown.assign(level=level).groupby("level")["growth_step"].nunique()
         if crossed.min() >= 2:
             return rule, level
     return "mixed", grown["extra_flops"].astype(float)
 
 
-def _levels(flops: pd.Series) -> pd.Series:
+def levels(flops: pd.Series) -> pd.Series:
     """Each value's cluster, named by the cluster's largest value; a gap above 10 % separates two."""
     ordered = flops.dropna().sort_values()
     if ordered.empty:

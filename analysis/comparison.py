@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.claims import finished
+from analysis.findings import finished
 from analysis.intervals import equivalence
 from analysis.lines import Measures
 from analysis.paired import paired_by_item, paired_by_trunk

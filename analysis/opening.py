@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.claims import TRUNKS_FOR_A_VERDICT, finished, spans_c3
+from analysis.findings import TRUNKS_FOR_A_VERDICT, finished, spans_c3
 from analysis.verdict import points
 
 _DATA = {"world": "the synthetic language", "text": "text"}

@@ -11,10 +11,11 @@ import pandas as pd
 
 from analysis.arm_laws import fit_arms
 from analysis.budget import decision_map, recycling_efficiency
-from analysis.claims import CLAIMS, finished, judge_together
+from analysis.claims import CLAIMS, judge_together
 from analysis.correlation import correlate
 from analysis.figures.catalogue import FIGURES, Entry, StudyTables, draw
 from analysis.figures.style import png, save, themed
+from analysis.findings import finished
 from analysis.opening import opening, regime
 from analysis.page import inline, plain, template
 from analysis.table import cells_table
@@ -71,6 +72,11 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     return Paper(page=directory / "index.html", opening=sentence, claims=claims)
 
 
+def label(row: Mapping[str, Any]) -> str:
+    """What a row of the claims table is called: C3, or "C3, tuned rates"."""
+    return row["id"] if row["rates"] == "fixed" else f"{row['id']}, tuned rates"
+
+
 def _shown(row: dict[str, Any], studies: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """A row of the claims table in words."""
     interval = row["interval"]
@@ -80,6 +86,7 @@ def _shown(row: dict[str, Any], studies: Mapping[str, pd.DataFrame]) -> dict[str
     grown = finished(studies[row["study"]]) if row["study"] else pd.DataFrame()
     return {
         **row,
+        "name": label(row),
         "ours": ours,
         "least": plain(None if least is None else 100 * least, "{:.1f}"),
         "regime": f"{regime(grown)}." if len(grown) else "",
@@ -179,5 +186,5 @@ def _latex(claims: list[dict[str, Any]]) -> str:
         number = f"${effect}$ (${low}$ to ${high}$)" if low else effect
         paper = row["paper"].replace("%", r"\%").replace("→", r"$\to$")
         verdict = row["verdict"].replace("±δ", r"$\pm\delta$")
-        lines.append(rf"{row['id']} & {verdict} & {number} & {row['n_trunks']} & {paper} \\")
+        lines.append(rf"{label(row)} & {verdict} & {number} & {row['n_trunks']} & {paper} \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
