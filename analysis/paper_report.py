@@ -18,14 +18,15 @@ from analysis.figures.style import png, save, themed
 from analysis.findings import finished
 from analysis.opening import opening, regime
 from analysis.page import inline, plain, template
+from analysis.rates import rate_table
 from analysis.table import cells_table
 from analysis.verdict import points
 from moe.plain import check
 from sweeps.store import Store
 
 _DRAWN_IN = {
-    **{"C1": "F1 F10 N2", "C2": "F12 N1", "C3": "F3 F5", "C4": "F4", "C5": "F2 F6 T2", "C6": "F7 N4"},
-    **{"C7": "F8", "C8": "F9 T1", "C9": "F11 N5", "C10": "F13", "C11": ""},
+    **{"C1": "F1 F10 N2", "C2": "F12 N1", "C3": "F3 F5 N8", "C4": "F4", "C5": "F2 F6 T2", "C6": "F7 N4"},
+    **{"C7": "F8", "C8": "F9 T1", "C9": "F11 N5 N8", "C10": "F13", "C11": ""},
 }
 _LEADS = ("fixed_extra", "timing")  # whose sentence opens the page
 
@@ -52,7 +53,11 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     studies = {name: cells_table(store, name) for name in known}
-    tables = {name: StudyTables(store, name, _fitted(cells)) for name, cells in studies.items()}
+    more = {name: _fitted(cells) for name, cells in studies.items()}
+    if {"growth_lr", "scratch_lr"} <= set(studies):
+        rates = [rate_table(studies[name]) for name in ("growth_lr", "scratch_lr")]
+        more["growth_lr"] |= {"rates": pd.concat(rates, ignore_index=True)}
+    tables = {name: StudyTables(store, name, more[name]) for name in studies}
     claims = judge_together(studies, delta)
     pd.concat(studies.values(), ignore_index=True).to_csv(directory / "cells.csv", index=False)
     (directory / "claims.json").write_text(json.dumps(claims, indent=1, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ import pytest
 from test_claims import PLAIN
 
 from analysis.claims import CLAIMS, judge_together
+from analysis.figures.catalogue import FIGURES, draw
 from analysis.rates import at_tuned_rates, rate_table
 
 RATES = [0.001, 0.002, 0.004, 0.008]
@@ -134,3 +135,17 @@ def test_claims_about_rates_are_judged_a_second_time_at_tuned_ones():
     assert c3["fixed"]["effect"] < -0.01
     assert c3["tuned"]["study"] == "growth_lr"
     assert {row["id"] for row in rows if row["rates"] == "tuned"} == {c.id for c in CLAIMS if c.tuned}
+
+
+def test_the_figure_rings_the_best_rate_of_each_arm_and_says_which_lie_at_an_edge():
+    table, figure = draw(FIGURES["N8"], {"rates": rate_table(study(BEST, GAIN))})
+    rings = [line for line in figure.axes[0].lines if line.get_markersize() == 11]
+    assert sorted(float(line.get_xdata()[0]) for line in rings) == sorted(BEST.values())
+    assert "perhaps beyond it: continued; stack." in table.attrs["caption"]
+    assert f"{3 * 3 * 4 * 5e11:.2g} FLOPs went into" in table.attrs["caption"]
+
+
+def test_rates_that_were_not_varied_have_no_figure():
+    one = study(BEST, GAIN)
+    with pytest.raises(ValueError, match="none to choose"):
+        draw(FIGURES["N8"], {"rates": rate_table(one[one["growth_lr"].isin([0.004, np.nan])])})

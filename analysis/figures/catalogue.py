@@ -23,6 +23,7 @@ from analysis.figures.methods import (
 )
 from analysis.figures.noise import noise_scales
 from analysis.figures.norms import norm_profiles, norms_over_training, seam_norms_beside_the_paper
+from analysis.figures.rates import learning_rates
 from analysis.figures.recovery import recovery_cost
 from analysis.figures.sunk import main_effect_with_sunk_area
 from analysis.figures.totals import chain_along_total_flops, fixed_total
@@ -30,6 +31,7 @@ from analysis.figures.trunk import trunk_with_growth_points
 from analysis.growths import growths, twins
 from analysis.lineage import lineage
 from analysis.norms import layer_norms
+from analysis.rates import rate_table
 from analysis.recovery import recovery_costs
 from analysis.table import cells_table
 from analysis.updates import update_cosines
@@ -107,6 +109,7 @@ FIGURES = {
             "N6", "What a growth costs to recover from", "fixed_extra timing", "recoveries", recovery_cost
         ),
         _entry("N7", "The study's tree", "fixed_extra timing chain order", "lineage", lineage_tree),
+        _entry("N8", "The rate of each arm", "growth_lr annealed_starts", "rates", learning_rates),
     )
 }
 _FROM_STORE: dict[str, Callable[[Store, str], pd.DataFrame]] = {
@@ -119,13 +122,15 @@ _FROM_STORE: dict[str, Callable[[Store, str], pd.DataFrame]] = {
     "updates": update_cosines,
     "recoveries": recovery_costs,
     "lineage": lineage,
+    "rates": lambda store, study: rate_table(cells_table(store, study)),
 }
 
 
 class StudyTables(Mapping[str, pd.DataFrame]):
     """The tables that figures of a stored study are drawn from, each read when it is first asked for.
 
-    `more` are tables that no store holds: `budget_map` and `efficiency`, which laws are fitted for.
+    `more` are tables that are not of this study's store alone: `budget_map` and `efficiency`, which laws are
+    fitted for, or `rates` with those of starting over.
     """
 
     def __init__(self, store: Store, study: str, more: Mapping[str, pd.DataFrame] | None = None) -> None:
