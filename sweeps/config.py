@@ -11,7 +11,7 @@ from typing import Any
 
 from moe.config import AtGrowth, EvaluateConfig, ModelConfig, Schedule, TrainConfig
 from moe.data import DataConfig, parse_data
-from moe.plain import check, check_positive, parse
+from moe.plain import added, check, check_positive, parse
 from sweeps.growth import GrowthConfig
 from sweeps.units import counts_in_f_c, resolve_f_c
 
@@ -149,6 +149,7 @@ class TrackingConfig:
     name: TrackingKind
     mode: TrackingMode
     project: str
+    entity: str | None = added(None)  # who owns the project in W&B; None: the account's default
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

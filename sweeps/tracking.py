@@ -1,7 +1,8 @@
 """Weights & Biases as a mirror of the store: one run a trajectory. Never a source for analysis.
 
 The only module that imports wandb. The driver publishes from the store, so workers need no network. By hand:
-`python -m sweeps.tracking publish study=NAME [launch.store=DIR] [tracking.mode=online] [tracking.project=P]`
+`python -m sweeps.tracking publish|workspace study=NAME [launch.store=DIR] [tracking.mode=online]
+[tracking.project=P] [tracking.entity=E]`; a workspace shows what was published (sweeps/workspace.py).
 """
 
 import os
@@ -18,9 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from moe.files import read_json, write_json
 from moe.plain import check, digest, parse
+from sweeps import workspace
 from sweeps.config import TrackingConfig, TrackingMode
 from sweeps.store import Store
 from sweeps.trajectory import Kind, Trajectory
+from sweeps.workspace import Mirrored
 
 _DEFAULTS = Path(__file__).parent.parent / "conf" / "tracking" / "wandb.yaml"
 
@@ -32,9 +35,7 @@ def publish(store: Store, study: str, tracking: TrackingConfig) -> int:
     `resume`: W&B then replaces what it has under that id, so no point can be there twice, whatever was
     published, interrupted or forgotten before. Offline the run's earlier folder gives way to the new one.
     """
-    cells = store.study(study)["cells"]
-    check(cells is not None, f"study={study} has no cells.json in {store.root}; run the study again")
-    trunks = {part["trajectory_id"]: row["trunk_id"] for row in cells["cells"] for part in row["path"]}
+    trunks = _trunks(store, study)
     known = [id for id in trunks if store.folder(id) is not None]
     published = []
     try:
@@ -47,6 +48,26 @@ def publish(store: Store, study: str, tracking: TrackingConfig) -> int:
         for one in published:
             _record(one, tracking)
     return len(published)
+
+
+def mirrored(store: Store, study: str, project: str) -> Mirrored:
+    """The study's runs that were published in a project, in either mode; ValueError if none were."""
+    folders = {id: folder for id in _trunks(store, study) if (folder := store.folder(id)) is not None}
+    ids = [id for id, folder in folders.items() if study in _studies(folder, project)]
+    check(
+        bool(ids),
+        f"study={study} has no published run in tracking.project={project}; first run: "
+        f"python -m sweeps.tracking publish study={study} with the same options",
+    )
+    names = frozenset(name for id in ids for point in _points(store, id) for name in point)
+    return Mirrored(study=study, num_runs=len(ids), names=names)
+
+
+def _trunks(store: Store, study: str) -> dict[str, str]:
+    """The trunk of each trajectory of a study."""
+    cells = store.study(study)["cells"]
+    check(cells is not None, f"study={study} has no cells.json in {store.root}; run the study again")
+    return {part["trajectory_id"]: row["trunk_id"] for row in cells["cells"] for part in row["path"]}
 
 
 @dataclass(frozen=True)
@@ -77,6 +98,7 @@ def _publish_one(
         id=trajectory_id,
         name=folder.name,
         project=tracking.project,
+        entity=tracking.entity,
         group=trunk,
         job_type=store.load(trajectory_id).kind.value,
         tags=studies,
@@ -120,7 +142,14 @@ def _records(folder: Path) -> dict[str, Any]:
 
 
 def _key(tracking: TrackingConfig) -> str:
-    return f"{tracking.mode}/{tracking.project}"
+    where = [tracking.entity] if tracking.entity else []
+    return "/".join([tracking.mode, *where, tracking.project])
+
+
+def _studies(folder: Path, project: str) -> set[str]:
+    """The studies that a trajectory was published for in a project, whoever owns it."""
+    records = [each for key, each in _records(folder).items() if key.split("/")[-1] == project]
+    return {study for each in records for study in each["studies"]}
 
 
 def _remove(folders: set[Path], trajectory_id: str) -> None:
@@ -134,7 +163,12 @@ def _points(store: Store, trajectory_id: str) -> list[dict[str, Any]]:
     """Every stored line as it is published, by step; an evaluation follows what was logged at its step."""
     metrics = [(line["step"], 0, _flat(line)) for line in store.metrics(trajectory_id)]
     evals = [(line["step"], 1, _scores(line)) for line in store.evals(trajectory_id)]
-    return [point for _, _, point in sorted([*metrics, *evals], key=lambda entry: entry[:2])]
+    trajectory = store.load(trajectory_id)
+    sunk = _sunk_flops(trajectory)
+    return [
+        point | {"extra_flops": (total := trajectory.at(step).flops) - sunk, "total_flops": total}
+        for step, _, point in sorted([*metrics, *evals], key=lambda entry: entry[:2])
+    ]
 
 
 def _scores(line: dict[str, Any]) -> dict[str, Any]:
@@ -190,19 +224,45 @@ def main(arguments: list[str]) -> None:
     command, *overrides = arguments or [""]
     match command:
         case "publish":
-            _publish_command(overrides)
+            _publish_command(*_asked(overrides))
+        case "workspace":
+            _workspace_command(*_asked(overrides))
         case _:
-            raise ValueError(f"{command or 'no command'} is not a command; choose publish")
+            raise ValueError(f"{command or 'no command'} is not a command; choose publish or workspace")
 
 
-def _publish_command(overrides: list[str]) -> None:
+def _publish_command(store: Store, study: str, tracking: TrackingConfig) -> None:
+    count = publish(store, study, tracking)
+    where = f"{tracking.mode}, project {tracking.project}"
+    print(f"{study}: {count} runs published ({where}); the others were as they are stored")
+
+
+def _workspace_command(store: Store, study: str, tracking: TrackingConfig) -> None:
+    runs, entity = mirrored(store, study, tracking.project), tracking.entity
+    if tracking.mode is TrackingMode.OFFLINE:
+        store.write_study(
+            study, workspace=workspace.plain(workspace.build(runs, tracking.project, entity or ""))
+        )
+        path = store.root / "studies" / study / "workspace.json"
+        print(
+            f"{study}: workspace of {runs.num_runs} runs in {path}; nothing was sent (tracking.mode=offline)"
+        )
+        return
+    entity = entity or wandb.Api().default_entity
+    check(bool(entity), "tracking.entity is missing, and the account has no default; name a user or a team")
+    built = workspace.build(runs, tracking.project, str(entity))
+    print(f"{study}: workspace of {runs.num_runs} runs at {workspace.save(built)}")
+
+
+def _asked(overrides: list[str]) -> tuple[Store, str, TrackingConfig]:
     asked = _parse(overrides)
-    store, tracking = Store(str(asked["launch"]["store"])), asked["tracking"]
+    store, tracking = (
+        Store(str(asked["launch"]["store"])),
+        parse(TrackingConfig, asked["tracking"], "tracking"),
+    )
     known = ", ".join(store.studies()) or "none yet"
     check(asked["study"] is not None, f"study is missing; {store.root} holds: {known}; try study=NAME")
-    count = publish(store, str(asked["study"]), parse(TrackingConfig, tracking, "tracking"))
-    where = f"{tracking['mode']}, project {tracking['project']}"
-    print(f"{asked['study']}: {count} runs published ({where}); the others were as they are stored")
+    return store, str(asked["study"]), tracking
 
 
 def _parse(overrides: list[str]) -> dict[str, Any]:
@@ -212,11 +272,11 @@ def _parse(overrides: list[str]) -> dict[str, Any]:
     OmegaConf.set_struct(config, True)
     for word in overrides:
         key, equals, _ = word.partition("=")
-        check(bool(equals), f"{word} is not key=value; try publish study=NAME")
+        check(bool(equals), f"{word} is not key=value; try study=NAME")
         try:
             config.merge_with_dotlist([word])
         except OmegaConfBaseException as error:
-            keys = "study, launch.store, tracking.mode, tracking.project"
+            keys = "study, launch.store, tracking.mode, tracking.project, tracking.entity"
             raise ValueError(f"{key} is not a key here; choose among {keys}") from error
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
@@ -229,6 +289,6 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"refused: {error}", file=sys.stderr)
         sys.exit(2)
-    except wandb.Error as error:  # not logged in, or not reached: what was published stays, the rest is to do
-        print(f"Weights & Biases: {error}; the same command publishes the rest", file=sys.stderr)
+    except wandb.Error as error:  # not logged in, or not reached: what was sent stays, the rest is to do
+        print(f"Weights & Biases: {error}; the same command does the rest", file=sys.stderr)
         sys.exit(1)

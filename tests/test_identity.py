@@ -102,7 +102,7 @@ LAUNCH = {
     "speed_file": "elsewhere",
 }
 LIMIT = {"max_flops": 1e6, "max_hours": 0.5}
-TRACKING = {"name": "wandb", "mode": "online", "project": "other"}
+TRACKING = {"name": "wandb", "mode": "online", "project": "other", "entity": "team"}
 
 
 def test_no_field_is_without_a_class():

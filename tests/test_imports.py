@@ -16,7 +16,7 @@ ALLOWED = {  # who may import whom, by top-level place
     "report.py": {"analysis", "sweeps.store", "moe.plain"},
 }
 OURS = ("moe", "sweeps", "analysis", "hydra_plugins", "sweep", "report")
-ONLY_IN = {"ray": "sweeps/ray/", "wandb": "sweeps/tracking.py"}
+ONLY_IN = {"ray": "sweeps/ray/", "wandb": "sweeps/tracking.py", "wandb_workspaces": "sweeps/workspace.py"}
 
 
 def imports(path):

@@ -1,12 +1,11 @@
 """Weights & Biases as a mirror, with real offline files."""
 
-import json
 import re
-import struct
 import time
 
 import pytest
 import tiny
+from offline import folders, records, rows
 
 from sweeps.config import TrackingConfig, TrackingKind, TrackingMode
 from sweeps.store import Store
@@ -15,45 +14,6 @@ from sweeps.study import run_study
 pytestmark = pytest.mark.filterwarnings("ignore")  # of wandb's own making
 
 OFFLINE = TrackingConfig(name=TrackingKind.WANDB, mode=TrackingMode.OFFLINE, project="regrow")
-
-
-def records(folder):
-    """Every record of an offline run, from its file: LevelDB's log format behind seven bytes of header."""
-    from wandb.proto import wandb_internal_pb2
-
-    (path,) = folder.glob("*.wandb")
-    data, at, whole, found = path.read_bytes(), 7, b"", []
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        size, kind = struct.unpack("<HB", data[at + 4 : at + 7])
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # full, last
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            found.append(record)
-            whole = b""
-    return found
-
-
-def folders(trajectory_id):
-    """The offline folders of a run, where the test stands."""
-    from pathlib import Path
-
-    return list(Path("wandb").glob(f"offline-run-*-{trajectory_id}"))
-
-
-def rows(trajectory_id):
-    """What a run's only offline file logs, in order, as W&B will have it: {name: value}, `_step` included."""
-    (folder,) = folders(trajectory_id)
-    history = [r.history for r in records(folder) if r.WhichOneof("record_type") == "history"]
-    return [
-        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in each.item}
-        for each in history
-    ]
 
 
 def assert_mirrored(store, trajectory_id):
@@ -162,7 +122,7 @@ def test_the_command_publishes_a_stored_study(here, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "no command is not a command; choose publish"),
+        ([], "no command is not a command; choose publish or workspace"),
         (["publish"], "study is missing"),
         (["publish", "study=nothing"], "study=nothing is not in store; it holds: none yet"),
         (["publish", "study=a", "tracking.mode=sometimes"], "choose one of offline, online"),
@@ -182,5 +142,5 @@ def test_the_commands_of_the_page_are_understood():
     from sweeps.tracking import _parse
 
     page = (tiny.ROOT / "docs" / "tracking.md").read_text()
-    commands = re.findall(r"^python -m sweeps.tracking publish (.*)$", page, flags=re.MULTILINE)
-    assert [_parse(command.split())["study"] for command in commands] == ["adhoc", "adhoc"]
+    commands = re.findall(r"^python -m sweeps.tracking (?:publish|workspace) (.*)$", page, flags=re.MULTILINE)
+    assert [_parse(command.split())["study"] for command in commands] == ["adhoc"] * 4

@@ -292,7 +292,7 @@ class Store:
         return {key: folder / f"{key}.json" for key in ("cells", "plan", "summary")}
 
     def write_study(self, name: str, **files: Any) -> None:
-        """Replaces the named files (`cells`, `plan`, `summary`) of a study."""
+        """Replaces the named files (`cells`, `plan`, `summary`, `workspace`) of a study."""
         folder = self.root / "studies" / name
         folder.mkdir(parents=True, exist_ok=True)
         with self._alone("studies"):
