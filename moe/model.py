@@ -162,9 +162,12 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         B, T, _ = x_BTD.shape
         Q, K, C = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        q_BTQC = _Turn.apply(self.query_norm(self.query(x_BTD).view(B, T, Q, C)), *rope)
-        k_BTKC = _Turn.apply(self.key_norm(self.key(x_BTD).view(B, T, K, C)), *rope)
-        v_BTKC = self.value(x_BTD).view(B, T, K, C)
+        weights = [self.query.weight, self.key.weight, self.value.weight]
+        x_BTHC = F.linear(x_BTD, torch.cat(weights)).view(B, T, Q + 2 * K, C)  # one product for all heads
+        gain_HC = torch.cat([self.query_norm.weight.expand(Q, C), self.key_norm.weight.expand(K, C)])
+        normed_BTHC = _RMSNorm.apply(x_BTHC[:, :, : Q + K].float(), gain_HC, self.config.norm_eps)
+        q_BTQC, k_BTKC = _Turn.apply(normed_BTHC, *rope).split([Q, K], dim=2)
+        v_BTKC = x_BTHC[:, :, Q + K :]
         y_BQTC = F.scaled_dot_product_attention(
             q_BTQC.transpose(1, 2),
             k_BTKC.transpose(1, 2).to(q_BTQC.dtype),
@@ -222,13 +225,15 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Its own backward: on CPU torch's norm is a chain of small operations, four times the passes."""
+    """Its own backward, in few passes: on CPU torch's norm is a chain of small operations.
+
+    The gain is [size], or [heads, size] for heads that each have their own.
+    """
 
     @staticmethod
     def forward(ctx: Any, x, gain, eps):
-        inverse = (
-            torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        )
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, inverse)
         return (x * inverse).mul_(gain)
 
@@ -236,11 +241,10 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         (dy,) = grads
         x, gain, inverse = ctx.saved_tensors
-        normed = x * inverse
-        dgain = (dy * normed).flatten(0, -2).sum(0)
-        dnormed = dy * gain
-        along = (dnormed * normed).mean(-1, keepdim=True)
-        return dnormed.sub_(normed.mul_(along)).mul_(inverse), dgain, None
+        dgain = (dy * x).mul_(inverse).flatten(0, -1 - gain.ndim).sum(0)
+        dx = dy * gain
+        along = torch.linalg.vecdot(dx, x).unsqueeze(-1).mul_(inverse.square()).div_(-x.shape[-1])
+        return dx.addcmul_(x, along).mul_(inverse), dgain, None
 
 
 class _Turn(torch.autograd.Function):
@@ -259,8 +263,12 @@ class _Turn(torch.autograd.Function):
 
 def _turn(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     """Tables as wide as a head, the sine's first half negated."""
-    swapped_BTHC = torch.cat(x_BTHC.chunk(2, dim=-1)[::-1], dim=-1)
-    return (x_BTHC * cos_TC[:, None]).addcmul_(swapped_BTHC, sin_TC[:, None])
+    half = x_BTHC.shape[-1] // 2
+    sin_T1C = sin_TC[:, None]
+    turned_BTHC = x_BTHC * cos_TC[:, None]
+    turned_BTHC[..., :half].addcmul_(x_BTHC[..., half:], sin_T1C[..., :half])
+    turned_BTHC[..., half:].addcmul_(x_BTHC[..., :half], sin_T1C[..., half:])
+    return turned_BTHC
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:

@@ -47,11 +47,12 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
     """
     logits_NE = logits_NE.float()
     num_experts = logits_NE.shape[1]
+    total_N1 = logits_NE.logsumexp(-1, keepdim=True)
     match config.gate:
         case Gate.SOFTMAX | Gate.SOFTMAX_RENORMALISED:
-            scores_NE = probs_NE = logits_NE.softmax(-1)
+            scores_NE = probs_NE = (logits_NE - total_N1).exp()
         case Gate.TOPK_SOFTMAX:
-            scores_NE, probs_NE = logits_NE, logits_NE.softmax(-1)
+            scores_NE, probs_NE = logits_NE, (logits_NE - total_N1).exp()
         case Gate.SIGMOID | Gate.SIGMOID_RENORMALISED:
             scores_NE = logits_NE.sigmoid()
             probs_NE = scores_NE / scores_NE.sum(-1, keepdim=True)
@@ -76,12 +77,12 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
         gates_Nk = gates_Nk * _within_capacity(experts_Nk, num_experts, config.capacity_factor)
 
     load_E, probs_E = _load(experts_Nk, num_experts), probs_NE.mean(0)
-    z_N = torch.logsumexp(logits_NE, -1) - math.log(num_experts)
+    z_N1 = total_N1 - math.log(num_experts)
     return Routing(
         gates_Nk=gates_Nk,
         experts_Nk=experts_Nk,
         load_balance_loss=_load_balance(load_E, probs_E),
-        z_loss=z_N.square().mean(),
+        z_loss=z_N1.square().mean(),
         load_E=load_E,
         probs_E=probs_E,
         entropy=-torch.special.xlogy(probs_NE.detach(), probs_NE.detach()).sum(-1).mean(),
@@ -155,46 +156,66 @@ class _SortedExperts(torch.autograd.Function):
     def forward(ctx: Any, x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH):
         top_k, num_experts = experts_Nk.shape[1], w_in_EGD.shape[0]
         order_S = experts_Nk.reshape(-1).argsort(stable=True)
-        bounds = torch.bincount(experts_Nk.reshape(-1), minlength=num_experts).cumsum(0).tolist()
-        segments = [slice(a, b) for a, b in zip([0, *bounds[:-1]], bounds, strict=True)]
+        counts = torch.bincount(experts_Nk.reshape(-1), minlength=num_experts).tolist()
         place_S = torch.empty_like(order_S)
         place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
         w_in, w_out = w_in_EGD.to(x_ND.dtype), w_out_EDH.to(x_ND.dtype)
 
-        x_SD = x_ND.index_select(0, order_S // top_k)
-        h_SG = _segment_mm(x_SD, w_in.transpose(1, 2), segments)
+        token_S = order_S // top_k
+        x_SD = x_ND.index_select(0, token_S)
+        h_SG = _segment_mm(x_SD, w_in.transpose(1, 2), counts)
         gate_SH, up_SH = h_SG.chunk(2, dim=1)
-        a_SH = F.silu(gate_SH) * up_SH
-        y_SD = _segment_mm(a_SH, w_out.transpose(1, 2), segments)
+        y_SD = _segment_mm(F.silu(gate_SH).mul_(up_SH), w_out.transpose(1, 2), counts)
+        ctx.save_for_backward(x_SD, h_SG, y_SD, gates_Nk, order_S, token_S, place_S, w_in, w_out)
+        ctx.counts, ctx.weight_dtype = counts, w_in_EGD.dtype
         y_NkD = y_SD.index_select(0, place_S).view(*experts_Nk.shape, -1)
-        ctx.save_for_backward(x_SD, h_SG, a_SH, y_SD, gates_Nk, order_S, place_S, w_in, w_out)
-        ctx.segments, ctx.weight_dtype = segments, w_in_EGD.dtype
-        return y_NkD.mul_(gates_Nk.unsqueeze(-1)).sum(1)
+        return _sum_over_k(y_NkD, gates_Nk)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         (dout_ND,) = grads
-        x_SD, h_SG, a_SH, y_SD, gates_Nk, order_S, place_S, w_in, w_out = ctx.saved_tensors
-        segments, (N, top_k) = ctx.segments, gates_Nk.shape
-        dout_SD = dout_ND.index_select(0, order_S // top_k)
-        dgates_Nk = (dout_SD * y_SD).sum(1)[place_S].view(N, top_k)
+        x_SD, h_SG, y_SD, gates_Nk, order_S, token_S, place_S, w_in, w_out = ctx.saved_tensors
+        counts, (N, top_k) = ctx.counts, gates_Nk.shape
+        dout_SD = dout_ND.index_select(0, token_S)
+        dgates_Nk = torch.linalg.vecdot(dout_SD, y_SD)[place_S].view(N, top_k)
         dy_SD = dout_SD.mul_(gates_Nk.reshape(-1)[order_S].unsqueeze(1))
 
-        dw_out_EDH = torch.stack([dy_SD[s].T @ a_SH[s] for s in segments])
-        da_SH = _segment_mm(dy_SD, w_out, segments)
         gate_SH, up_SH = h_SG.chunk(2, dim=1)
-        dh_SG = torch.cat(
-            [torch.ops.aten.silu_backward(da_SH * up_SH, gate_SH), da_SH * F.silu(gate_SH)], dim=1
-        )
-        dw_in_EGD = torch.stack([dh_SG[s].T @ x_SD[s] for s in segments])
-        dx_SD = _segment_mm(dh_SG, w_in, segments)
-        dx_ND = dx_SD.index_select(0, place_S).view(N, top_k, -1).sum(1)
+        silu_SH = F.silu(gate_SH)
+        da_SH = _segment_mm(dy_SD, w_out, counts)
+        dw_out_EDH = _segment_outer(dy_SD, silu_SH * up_SH, counts, w_out)
+        dh_SG = torch.empty_like(h_SG)
+        dgate_SH, dup_SH = dh_SG.chunk(2, dim=1)
+        torch.mul(da_SH, silu_SH, out=dup_SH)
+        torch.ops.aten.silu_backward.grad_input(da_SH.mul_(up_SH), gate_SH, grad_input=dgate_SH)
+        dw_in_EGD = _segment_outer(dh_SG, x_SD, counts, w_in)
+        dx_SD = _segment_mm(dh_SG, w_in, counts)
+        dx_ND = _sum_over_k(dx_SD.index_select(0, place_S).view(N, top_k, -1))
         return dx_ND, dgates_Nk, None, dw_in_EGD.to(ctx.weight_dtype), dw_out_EDH.to(ctx.weight_dtype)
 
 
-def _segment_mm(x_SI: Tensor, w_EIO: Tensor, segments: list[slice]) -> Tensor:
+def _segment_mm(x_SI: Tensor, w_EIO: Tensor, counts: list[int]) -> Tensor:
     """x[segment e] @ w[e] for every expert, into one output [S, O]."""
     out_SO = x_SI.new_empty(x_SI.shape[0], w_EIO.shape[2])
-    for segment, w_IO in zip(segments, w_EIO, strict=True):
-        torch.mm(x_SI[segment], w_IO, out=out_SO[segment])
+    for x, w_IO, out in zip(x_SI.split(counts), w_EIO.unbind(), out_SO.split(counts), strict=True):
+        torch.mm(x, w_IO, out=out)
     return out_SO
+
+
+def _segment_outer(a_SO: Tensor, b_SI: Tensor, counts: list[int], like_EOI: Tensor) -> Tensor:
+    """a[segment e]ᵀ @ b[segment e] for every expert: the gradient of its weights [E, O, I]."""
+    out_EOI = torch.empty_like(like_EOI)
+    for a, b, out in zip(a_SO.split(counts), b_SI.split(counts), out_EOI.unbind(), strict=True):
+        torch.mm(a.T, b, out=out)
+    return out_EOI
+
+
+def _sum_over_k(y_NkD: Tensor, gates_Nk: Tensor | None = None) -> Tensor:
+    """Σ_k g·y in the order of k, whatever the hardware; passes over [N, D] beat a reduction of length k."""
+    total_ND = y_NkD[:, 0] * (1.0 if gates_Nk is None else gates_Nk[:, :1])
+    for nth in range(1, y_NkD.shape[1]):
+        if gates_Nk is None:
+            total_ND += y_NkD[:, nth]
+        else:
+            total_ND.addcmul_(y_NkD[:, nth], gates_Nk[:, nth : nth + 1])
+    return total_ND

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from moe import flops
 from moe.checkpoint import State
@@ -18,6 +17,7 @@ from moe.growth import Moments, Tensors
 from moe.model import MoETransformer
 from moe.parallel import ALONE, Ranks
 from moe.router import Routing
+from moe.token_loss import token_loss
 
 
 class Diverged(Exception):
@@ -143,8 +143,7 @@ def initial_state(model: ModelConfig, seed: int) -> State:
 def language_loss(model: MoETransformer, tokens_BT1: Tensor) -> tuple[Tensor, list[Routing]]:
     """Mean next-token cross-entropy in nats, in fp32, and each layer's routing."""
     x_BTD, routings = model.hidden(tokens_BT1[:, :-1])
-    logits_NV = model.head(x_BTD).flatten(0, 1).float()
-    return F.cross_entropy(logits_NV, tokens_BT1[:, 1:].flatten()), routings
+    return token_loss(x_BTD.flatten(0, 1), model.head.weight, tokens_BT1[:, 1:].flatten()), routings
 
 
 def _router_losses(routings: list[Routing], loss: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,8 @@ def test_flops_match_the_torch_flop_counter(training, operator):
     config = operator.apply_to(preset("pico"))
     network, tokens = MoETransformer(config).initialise(0), torch.randint(0, 256, (2, 65))
     # On CPU the fused kernels are not counted; the math backend counts the full square of attention.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    learns = torch.set_grad_enabled(training)  # the head's gradient is taken with the loss
+    with learns, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss, _ = language_loss(network, tokens)
         if training:
             loss.backward()

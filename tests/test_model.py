@@ -65,6 +65,8 @@ def test_rms_norm_equals_torch_and_its_gradient_finite_differences():
     x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
     gain = torch.randn(8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, gain: _RMSNorm.apply(x, gain, 1e-6), (x, gain))
+    of_heads = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, gain: _RMSNorm.apply(x, gain, 1e-6), (x, of_heads))
     norm = RMSNorm(8, 1e-6)
     norm.weight.data = gain.detach().float()
     torch.testing.assert_close(norm(x.float()), F.rms_norm(x.float(), (8,), gain.float(), 1e-6))

@@ -1,0 +1,57 @@
+"""Next-token cross-entropy through the head, a chunk of tokens at a time, its gradient with it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25  # logits at a time: those of a CPU stay in its cache
+
+
+def token_loss(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of the logits x·headᵀ; never all [N, V] of them at once.
+
+    The softmax is in fp32 (or in the dtype of `x_ND` where that is wider), products in the dtype of autocast.
+    """
+    return _TokenLoss.apply(x_ND, head_VD, targets_N, torch.is_grad_enabled())
+
+
+class _TokenLoss(torch.autograd.Function):
+    """The gradient of each chunk is taken while its probabilities are there: they are computed once."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND, head_VD, targets_N, learns):
+        kind = x_ND.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_ND.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        (N, D), V = x_ND.shape, len(head_VD)
+        with torch.autocast(kind, enabled=False):
+            x, head = x_ND.to(dtype), head_VD.to(dtype)
+            dx_ND = torch.empty(N, D, dtype=exact, device=x.device) if learns else None
+            dhead_VD = torch.zeros(V, D, dtype=exact, device=x.device) if learns else None
+            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // V)
+            losses = []
+            for x_nD, targets_n, first in zip(
+                x.split(rows), targets_N.split(rows), range(0, N, rows), strict=True
+            ):
+                p_nV = (x_nD @ head.T).to(exact)
+                p_nV -= p_nV.amax(1, keepdim=True)
+                chosen_n1 = p_nV.gather(1, targets_n[:, None])
+                total_n1 = p_nV.exp_().sum(1, keepdim=True)
+                losses.append(total_n1.log().sub_(chosen_n1).sum())
+                if dx_ND is None or dhead_VD is None:
+                    continue
+                p_nV *= total_n1.mul_(N).reciprocal_()
+                p_nV.scatter_add_(1, targets_n[:, None], p_nV.new_full((len(p_nV), 1), -1 / N))
+                d_nV = p_nV.to(dtype)
+                dx_ND[first : first + rows] = d_nV @ head
+                dhead_VD += d_nV.T @ x_nD
+        ctx.save_for_backward(dx_ND, dhead_VD)
+        ctx.dtypes = x_ND.dtype, head_VD.dtype
+        return torch.stack(losses).sum() / N
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        dx_ND, dhead_VD = ctx.saved_tensors
+        x_dtype, head_dtype = ctx.dtypes
+        return (dx_ND * grads[0]).to(x_dtype), (dhead_VD * grads[0]).to(head_dtype), None, None
