@@ -4,8 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# What `make paper` runs, in an order in which each study finds the trunks of those before it
+# What `make paper` runs, in an order in which each study finds the trunks of those before it; TEXT=DIR runs
+# all of it on the text there too, as studies named …_text
 MODEL ?= pico
+TEXT ?=
+STORE = paper/$(MODEL)/store
+SWEEP = $(BIN)/python sweep.py -m model=$(MODEL) launch.store=$(STORE)
 PAPER := timing fixed_extra fixed_total factor4 noise topk_variants order chain annealed_starts \
 	growth_lr scratch_lr factor4_residual norms norm_placement ladder
 
@@ -25,7 +29,11 @@ demo: setup
 	$(BIN)/python report.py study=quickstart
 
 paper: setup
-	for study in $(PAPER); do $(BIN)/python sweep.py -m study=$$study model=$(MODEL) || exit; done
+	for study in $(PAPER); do \
+		$(SWEEP) study=$$study || exit; \
+		test -z "$(TEXT)" || $(SWEEP) study=$$study study_name=$${study}_text data=text data.path=$(TEXT) || exit; \
+	done
+	$(BIN)/python report.py do=paper launch.store=$(STORE) report.dir=paper/$(MODEL)
 
 test: setup
 	$(BIN)/python -m pytest

@@ -24,6 +24,9 @@ from analysis.intervals import holm
 from analysis.rates import at_tuned_rates
 from analysis.verdict import Finding, Verdict, judged, numbers
 
+TEXT = "_text"  # ends the name of a study that is the same on real text
+DECIDED = (Verdict.AGREES, Verdict.DISAGREES, Verdict.NO_DIFFERENCE)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -57,31 +60,58 @@ def _row(claim: Claim, finding: Finding, delta: float, trunks_run: int) -> dict[
 def judge_together(studies: Mapping[str, pd.DataFrame], delta: float) -> list[dict[str, Any]]:
     """Every claim, on the first study made for it that touches it, p-values adjusted for all (Holm).
 
-    `rates` is "fixed", or "tuned" in a claim's second row, where each arm has the rate that was best on the
-    other trunks. A verdict for or against a claim stands only where the adjusted p-value is below .05.
-    `study` is null for a claim that no study here touches.
+    A claim has a second row at the rate that was best on the other trunks (`rates` is then "tuned", else
+    "fixed"), and further ones (`data` is then "text", else "synthetic") for studies named STUDY_text. A
+    verdict for or against it stands only where the adjusted p-value is below .05, and is mixed where the two
+    kinds of data differ. `study` is null for a claim that no study here touches.
     """
-    rows = [row for claim in CLAIMS for row in _rows(claim, studies, delta)]
+    rows = [
+        row
+        for claim in CLAIMS
+        for rates in ("fixed", "tuned")
+        for data in ("synthetic", "text")
+        for row in _rows(claim, studies, delta, rates=rates, data=data)
+    ]
     adjusted = holm({_name(row): row["p_value"] for row in rows if row["p_value"] is not None})
-    return [_adjusted(row, adjusted) for row in rows]
+    return _agreed([_adjusted(row, adjusted) for row in rows])
 
 
-def _rows(claim: Claim, studies: Mapping[str, pd.DataFrame], delta: float) -> Iterator[dict[str, Any]]:
-    for rates, names in (("fixed", claim.studies), ("tuned", claim.tuned)):
-        tables = {name: studies[name] for name in names if name in studies}
-        if rates == "tuned":
-            tables = {name: at_tuned_rates(table) for name, table in tables.items()}
-        found = ((name, claim.measure(table)) for name, table in tables.items())
-        study, finding = next(((name, f) for name, f in found if f is not None), (None, None))
-        if finding is None and names:
-            finding = Finding(per_trunk=(), what="", covered=False, needs=_not_run(names))
-        if finding is not None:
-            n = int(finished(studies[study])["replicate"].nunique()) if study else 0
-            yield _row(claim, finding, delta, n) | {"rates": rates, "study": study}
+def _rows(
+    claim: Claim, studies: Mapping[str, pd.DataFrame], delta: float, *, rates: str, data: str
+) -> Iterator[dict[str, Any]]:
+    """The row of a claim on one kind of data at one choice of rates; none for text that was not run."""
+    names = claim.studies if rates == "fixed" else claim.tuned
+    names = tuple(f"{name}{TEXT}" for name in names) if data == "text" else names
+    tables = {name: studies[name] for name in names if name in studies}
+    if rates == "tuned":
+        tables = {name: at_tuned_rates(table) for name, table in tables.items()}
+    found = ((name, claim.measure(table)) for name, table in tables.items())
+    study, finding = next(((name, f) for name, f in found if f is not None), (None, None))
+    if finding is None and names and data == "synthetic":
+        finding = Finding(per_trunk=(), what="", covered=False, needs=_not_run(names))
+    if finding is not None:
+        n = int(finished(studies[study])["replicate"].nunique()) if study else 0
+        yield _row(claim, finding, delta, n) | {"rates": rates, "data": data, "study": study}
+
+
+def _agreed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Verdicts that differ between the synthetic language and text become mixed, in both rows."""
+    decided: dict[tuple[str, str], dict[str, str]] = {}
+    for row in rows:
+        if row["verdict"] in DECIDED:
+            decided.setdefault((row["id"], row["rates"]), {})[row["data"]] = row["verdict"]
+    out = []
+    for row in rows:
+        found = decided.get((row["id"], row["rates"]), {})
+        if row["data"] in found and len(set(found.values())) > 1:
+            said = "; ".join(f"{data}: {verdict}" for data, verdict in found.items())
+            row = row | {"verdict": Verdict.MIXED.value, "why": f"{row['why']} By data: {said}."}
+        out.append(row)
+    return out
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    return f"{row['id']} {row['rates']}"
+    return f"{row['id']} {row['rates']} {row['data']}"
 
 
 def _not_run(studies: tuple[str, ...]) -> str:

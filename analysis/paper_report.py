@@ -11,7 +11,7 @@ import pandas as pd
 
 from analysis.arm_laws import fit_arms
 from analysis.budget import decision_map, recycling_efficiency
-from analysis.claims import CLAIMS, judge_together
+from analysis.claims import CLAIMS, TEXT, judge_together
 from analysis.correlation import correlate
 from analysis.figures.catalogue import FIGURES, Entry, StudyTables, draw
 from analysis.figures.style import png, save, themed
@@ -48,7 +48,8 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     """
     wanted = dict.fromkeys(name for entry in FIGURES.values() for name in entry.studies)
     wanted |= dict.fromkeys(name for claim in CLAIMS for name in claim.studies)
-    known = [name for name in wanted if name in store.studies()]
+    named = (f"{name}{end}" for name in wanted for end in ("", TEXT))
+    known = [name for name in named if name in store.studies()]
     check(bool(known), f"{store.root} holds none of the paper's studies; run make paper first")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -78,8 +79,9 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """What a row of the claims table is called: C3, or "C3, tuned rates"."""
-    return row["id"] if row["rates"] == "fixed" else f"{row['id']}, tuned rates"
+    """What a row of the claims table is called: C3, or "C3, tuned rates, text"."""
+    more = ["tuned rates"] * (row["rates"] == "tuned") + ["text"] * (row["data"] == "text")
+    return ", ".join([row["id"], *more])
 
 
 def _shown(row: dict[str, Any], studies: Mapping[str, pd.DataFrame]) -> dict[str, Any]:

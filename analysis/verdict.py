@@ -15,6 +15,7 @@ class Verdict(StrEnum):
     NO_DIFFERENCE = "no difference within ±δ"
     UNDECIDED = "undecided"
     NOT_COVERED = "regime not covered"
+    MIXED = "mixed"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims import CLAIMS
+from analysis.claims import CLAIMS, judge_together
 from analysis.verdict import Finding, Verdict, judged, verdict_of
 
 PLAIN = {
@@ -178,3 +178,28 @@ def test_few_trunks_or_another_regime_give_no_verdict():
 )
 def test_a_claim_of_no_difference_is_judged_by_delta(interval, verdict):
     assert verdict_of(interval, 0.01, none_claimed=True) is verdict
+
+
+@pytest.mark.parametrize(
+    ("on_text", "verdicts"),
+    [
+        (0.04, ("agrees", "agrees")),
+        (-0.04, ("mixed", "mixed")),
+        (0.0, ("mixed", "mixed")),
+        (None, ("agrees",)),
+    ],
+)
+def test_a_claim_that_text_decides_otherwise_is_mixed(on_text, verdicts):
+    axes, accuracy, _ = PLANTED["C6"]
+    fixed = {"method": "none", "width_method": "duplicate"}
+    studies = {"noise": table(axes, lambda row: accuracy(row, 0.04), **fixed)}
+    studies["noise_text"] = table(axes, lambda row: accuracy(row, on_text or 0.0), **fixed)
+    if on_text is None:
+        studies["noise_text"] = studies["noise_text"].query("noise_scale == 0.5")
+    rows = {row["data"]: row for row in judge_together(studies, 0.01) if row["id"] == "C6"}
+    assert rows["synthetic"]["verdict"] == verdicts[0]
+    if on_text is None:
+        assert "text" not in rows
+    else:
+        assert rows["text"]["verdict"] == verdicts[1]
+        assert rows["text"]["study"] == "noise_text"
