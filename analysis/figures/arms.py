@@ -189,6 +189,8 @@ def _line(
     on_way = part[part["source"].isin(["probe", "full, earlier"])]
     ends = part[part["source"] == "full"]
     for points, size, line in ((on_way, 3, look.line), (ends, 7, "")):
+        if points.empty:  # what is nowhere, unclipped, leaves the layout no room
+            continue
         container = accuracy.errorbar(
             points["x"] / scale,
             100 * points["acc"],

@@ -22,16 +22,16 @@ from analysis.figures.style import (
 from analysis.growths import JUMPS, distinct, records
 
 MAX_PANELS = 12
-_COLUMNS = 3
+_COLUMNS, _MAX_COLUMNS = 3, 5
 _RISE, _FALL, _FALL_ON_DARK = "#D55E00", "#0072B2", "#56B4E9"
-_TICKS = ("before", *(name.replace("_", "\n") for name in JUMPS), "after")
 
 
 def function_preservation_waterfall(growths: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     """Per growth that differs: the probe loss before, what each part added, and after, in nats per token.
 
     Bars stand on the loss before, on one scale for all panels; every change is written out, so that one of
-    1e-6 can be read beside one of 1. A dash is a part that the operator does not have.
+    1e-6 can be read beside one of 1. A dash is a part that the operator does not have; a part that none of
+    them has is left out.
     """
     whole = distinct(growths[growths["loss_before"].notna() & growths["loss_after"].notna()])
     if whole.empty:
@@ -39,24 +39,28 @@ def function_preservation_waterfall(growths: pd.DataFrame) -> tuple[pd.DataFrame
     steps = whole["growth_step"].unique()
     crowded = len(whole) > MAX_PANELS and len(steps) > 1
     shown = (whole[whole["growth_step"] == steps.max()] if crowded else whole)[:MAX_PANELS]
-    table = pd.concat([_bars(one) for one in records(shown)], ignore_index=True)
-    columns = min(_COLUMNS, len(shown))
+    shown = shown.sort_values(["title", "growth_step"], kind="stable")
+    parts = [name for name in JUMPS if shown[name].notna().any()] or list(JUMPS[:1])
+    table = pd.concat([_bars(one, parts) for one in records(shown)], ignore_index=True)
+    columns = _columns(shown)
     rows = int(np.ceil(len(shown) / columns))
-    figure = new_figure(max(4.8, 3.2 * columns), 0.3 + 2.1 * rows)
+    width = max(2.1, 0.8 + 0.4 * (2 + len(parts)))
+    figure = new_figure(max(4.8, width * columns), 0.3 + 2.1 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     for axes, one in zip(panels, records(shown), strict=False):
         own = (table["title"] == one["title"]) & (table["growth_step"] == one["growth_step"])
         _waterfall(axes, table[own])
-        at = f", at step {one['growth_step']:g}" if len(steps) > 1 else ""
+        at = f", step {one['growth_step']:g}" if len(steps) > 1 else ""
         whole_words = ", ".join(
-            words.replace(" ", "\N{NO-BREAK SPACE}") for words in one["title"].split(", ")
+            words.replace(" ", "\N{NO-BREAK SPACE}") for words in f"{one['title']}{at}".split(", ")
         )
-        lines = textwrap.wrap(whole_words, 46, break_long_words=False)
+        lines = textwrap.wrap(whole_words, int(14.4 * width), break_long_words=False)
         name = "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
         predicted = one["exactness"].replace("_", " ")
-        axes.set_title(f"{name}\npredicted: {predicted}{at}", fontsize=8)
-        axes.set_xticks(range(len(_TICKS)), _TICKS, fontsize=7)
-        axes.set_xlim(-0.7, len(_TICKS) - 0.3)
+        axes.set_title(f"{name}\npredicted: {predicted}", fontsize=8)
+        ticks = ["before", *(part.replace("_", "\n") for part in parts), "after"]
+        axes.set_xticks(range(len(ticks)), ticks, fontsize=7)
+        axes.set_xlim(-0.7, len(ticks) - 0.3)
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
     for axes in panels[len(shown) :]:
@@ -79,10 +83,18 @@ def change(value: float) -> str:
     return text.replace("e-0", "e-").replace("-", "−")
 
 
-def _bars(one: dict[str, Any]) -> pd.DataFrame:
+def _columns(shown: pd.DataFrame) -> int:
+    """A column for each growth step where every way of growing has them all, so that a row is one way."""
+    steps, ways = shown["growth_step"].nunique(), shown["title"].nunique()
+    if ways > 1 and 1 < steps <= _MAX_COLUMNS and steps * ways == len(shown):
+        return steps
+    return min(_COLUMNS, len(shown))
+
+
+def _bars(one: dict[str, Any], parts: list[str]) -> pd.DataFrame:
     """From where to where each bar goes, as loss less the loss before growth."""
     rows, level = [{"bar": "before", "change": 0.0, "bottom": 0.0, "top": 0.0}], 0.0
-    for name in JUMPS:
+    for name in parts:
         own = one[name]
         ends = (level, level if np.isnan(own) else level + own)
         rows.append({"bar": name, "change": own, "bottom": min(ends), "top": max(ends)})
@@ -112,7 +124,7 @@ def _waterfall(axes: Axes, bars: pd.DataFrame) -> None:
         if x:
             axes.plot([x - 1, x], [level, level], color=ink(), linewidth=0.6, alpha=0.6, zorder=1)
         level = after
-        text = f"{bar['loss']:.6g}" if end else change(own)
+        text = f"{bar['loss']:.4g}" if end else change(own)
         below = not end and not missing and own < 0
         axes.annotate(
             text,
