@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from moe.operator_config import OperatorConfig
 from sweeps.cell import BRANCH, Cell
 from sweeps.config import Control
 from sweeps.cost import CALIBRATE, Prediction
 from sweeps.execute import Execution, Status
-from sweeps.growth import OperatorConfig
 from sweeps.live import LiveTree
 from sweeps.outcome import Outcome
 from sweeps.plan import Plan, Task
