@@ -263,8 +263,12 @@ def _turn(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     return (x_BTHC * cos_TC[:, None]).addcmul_(swapped_BTHC, sin_TC[:, None])
 
 
+class _Linear(nn.Linear):
+    """Uninitialised: `skip_init` goes through meta tensors, which load sympy, half a second a process."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 def _linear(inputs: int, outputs: int) -> nn.Linear:
-    device = torch.get_default_device()
-    linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, device=device)
-    assert isinstance(linear, nn.Linear)
-    return linear
+    return _Linear(inputs, outputs, bias=False)
