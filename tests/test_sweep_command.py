@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import commands
 import pytest
 import tiny
 from hydra.core.plugins import Plugins
@@ -25,11 +26,16 @@ def sweep(tmp_path, *args, launch="serial", background=False):
         f"hydra.sweep.dir={tmp_path}",
         *(arg for arg in args if arg != "-m"),
     ]
-    if background:
-        return subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if background or launch == "ray":
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True)
+        return process if background else _ended(process)
+    return commands.run(*command[1:], cwd=tmp_path)
+
+
+def _ended(process):
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def untouched(tmp_path):
@@ -116,18 +122,9 @@ sweeps.derivation.Trainer = broken
 sys.argv = sys.argv[1:]
 runpy.run_path({program!r}, run_name="__main__")
 """
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "sweep.py",
-        "-m",
-        "launch=serial",
-        *TINY,
-        f"launch.store={tmp_path / 'store'}",
-    ]
-    command += [f"hydra.sweep.dir={tmp_path}", "growth.step=4,8"]
-    done = subprocess.run(command, cwd=tiny.ROOT, capture_output=True, text=True, check=False)
+    words = ["-m", "launch=serial", *TINY, f"launch.store={tmp_path / 'store'}"]
+    words += [f"hydra.sweep.dir={tmp_path}", "growth.step=4,8"]
+    done = commands.run("-c", code, "sweep.py", *words, cwd=tiny.ROOT)
     assert done.returncode == 1
     assert "the trunk cannot be trained" in done.stdout
     assert "To try again what failed: python " in done.stdout

@@ -40,7 +40,7 @@ _MORE_COLOURS = ("#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#009E73")
 _MORE_MARKERS = ("P", "X", "<", ">")
 _ON_DARK = {"#0072B2": "#56B4E9", "#56B4E9": "#0072B2"}  # the deep blue is hard to see on a dark page
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
-_DPI = 160
+_DPI = 160  # of pictures
 HAZE = "#56B4E9"  # single trunks and bands around their mean
 _DARK = {"page": "#16181d", "ink": "#e4e6eb", "grid": "#3a3f4a"}
 _LIGHT = {"page": "#ffffff", "ink": "#1f2328", "grid": "#dfe2e6"}
@@ -229,10 +229,10 @@ def png(figure: Figure, caption: str = "") -> bytes:
 def _lay_out(figure: Figure) -> None:
     """Places the parts of a figure for good: savefig does it anew for each file, at twice a file's cost."""
     engine = figure.get_layout_engine()
-    if engine is not None:
+    if engine is not None and figure.axes:
         figure.set_dpi(_DPI)
         engine.execute(figure)
-        figure.set_layout_engine(None)
+    figure.set_layout_engine(None)
 
 
 def save(table: pd.DataFrame, figure: Figure, path: Path) -> bytes:
