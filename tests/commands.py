@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ SLOW = """
 _servers: list[subprocess.Popen] = []
 
 
-def run(*words: object, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def run(
+    *words: object, cwd: Path, env: dict[str, str] | None = None, renders: bool = True
+) -> subprocess.CompletedProcess:
     """`python words` in `cwd`: a program's path, `-m` and a module or `-c` and code; then its arguments."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        order = {"argv": list(map(str, words)), "cwd": str(cwd), "env": env or dict(os.environ)}
+        order: dict[str, Any] = {"argv": list(map(str, words)), "cwd": str(cwd), "renders": renders}
+        order["env"] = env or dict(os.environ)
         server = _server()
         assert server.stdin is not None
         assert server.stdout is not None
@@ -71,6 +75,8 @@ def _become(order: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(order["env"])
     sys.path[1:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    if not order["renders"]:
+        unrender(setattr)
     match order["argv"]:
         case ["-c", code, *more]:
             sys.argv, sys.path[0] = ["-c", *more], ""
@@ -81,6 +87,19 @@ def _become(order: dict[str, Any]) -> None:
         case [program, *more]:
             sys.argv, sys.path[0] = [program, *more], str(Path(program).parent)
             runpy.run_path(program, run_name="__main__")
+
+
+def unrender(set_attribute: Callable[..., None]) -> None:
+    """Figures are made as ever, but no picture of them: rendering is what takes long."""
+    from matplotlib.figure import Figure
+
+    from analysis.figures import style
+
+    def nothing(self, file, **_):
+        file.write_bytes(b"") if hasattr(file, "write_bytes") else file.write(b"")
+
+    set_attribute(Figure, "savefig", nothing)
+    set_attribute(style, "_lay_out", lambda figure: None)
 
 
 def _prepare() -> None:

@@ -96,7 +96,7 @@ def test_a_dead_ray_worker_is_replaced_and_its_task_done_again(tmp_path, ray_exe
     from sweeps.ray import RayExecutor
 
     root, calm, kills = tmp_path / "store", tmp_path / "calm", []
-    more = {"trunk__steps": 40, "budget__extra_flops": 2e8}
+    more = {"trunk__steps": 40, "budget__extra_flops": 2e8, "controls": []}
     original = RayExecutor.wait
 
     def wait(self, timeout_s):
@@ -221,7 +221,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny
 from sweeps.study import Refused, run_study
-fields = dict(launch__store={root!r}, trunk__steps=300, controls=[])
+fields = dict(launch__store={root!r}, trunk__steps=300, evaluate__probe_every=50, controls=[])
 Path({root!r} + ".{step}").touch()
 while not (Path({root!r} + ".300").exists() and Path({root!r} + ".100").exists()):
     time.sleep(0.01)  # both have imported what takes longer than the training

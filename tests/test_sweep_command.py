@@ -141,7 +141,7 @@ runpy.run_path({program!r}, run_name="__main__")
     ],
 )
 def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch, signum):
-    args = ("growth.step=4000", "trunk.steps=4000", "controls=[]")
+    args = ("growth.step=4000", "trunk.steps=4000", "evaluate.probe_every=100", "controls=[]")
     process = sweep(tmp_path, *args, launch=launch, background=True)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "store").glob("trajectories/*/metrics.jsonl")):
@@ -157,14 +157,15 @@ def test_an_interrupted_sweep_exits_130_and_goes_on(tmp_path, launch, signum):
     assert len(store.metrics(trunk)) == step
     assert "To go on: python" in out
     assert not list((tmp_path / "store" / "drivers").iterdir())
-    again = sweep(tmp_path, f"growth.step={step + 8}", "trunk.steps=4000", "controls=[]")
+    again = sweep(tmp_path, *args, f"growth.step={step + 8}")
     assert again.returncode == 0, again.stderr
     assert [line["step"] for line in store.metrics(trunk)] == list(range(1, step + 9))
 
 
 def test_a_driver_killed_with_its_ray_is_followed_by_a_rerun_with_the_same_bytes(tmp_path):
     """The rerun may come while the dead driver's worker still writes: it waits its turn."""
-    args = ("-m", "growth.step=300,400", "trunk.steps=400", "controls=[continued]")
+    args = ("-m", "growth.step=150,200", "trunk.steps=200", "evaluate.probe_every=20")
+    args += ("controls=[continued]",)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     calm.mkdir()
     killed.mkdir()
