@@ -472,7 +472,7 @@ def drawn(draw):
     return (config, operator) if operator.grows else None
 
 
-@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(s, marks=pytest.mark.slow) for s in range(4, 8))])
+@pytest.mark.parametrize("seed", range(8))
 def test_any_growth_of_any_model_keeps_its_promise(seed):
     """Exact is exact; what is promised to change does; parameters and moments have the grown shapes."""
     draw = np.random.default_rng(seed)
