@@ -264,7 +264,7 @@ def _turn(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
 
 
 class _Linear(nn.Linear):
-    """Uninitialised: `skip_init` goes through meta tensors, which load sympy, half a second a process."""
+    """Uninitialised: `skip_init` goes through meta tensors, which took a seventh of a tiny run."""
 
     def reset_parameters(self) -> None:
         pass
