@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import pytest
 import tiny
 import torch
 
-from moe.files import read_lines
 from sweeps.cell import resolve
 from sweeps.config import parse_sweep
 from sweeps.execute import Status, execute
@@ -213,35 +210,6 @@ def test_a_store_with_a_corrupt_state_that_is_needed_derives_it_again(tmp_path):
     result = run_study(wider)
     assert [cell.status for cell in result.cells] == ["done"] * 2
     assert any("set aside" in warning for warning in Store(root).study("adhoc")["summary"]["warnings"])
-
-
-TWO_DRIVERS = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import tiny
-from sweeps.study import Refused, run_study
-fields = dict(launch__store={root!r}, trunk__steps=300, evaluate__probe_every=50, controls=[])
-Path({root!r} + ".{step}").touch()
-while not (Path({root!r} + ".300").exists() and Path({root!r} + ".100").exists()):
-    time.sleep(0.01)  # both have imported what takes longer than the training
-sys.exit(run_study([tiny.mapping(growth__step={step}, study_name="s{step}", **fields)]).exit_code)
-"""
-
-
-def test_two_drivers_on_one_store_train_nothing_twice(tmp_path):
-    root, tests = str(tmp_path / "store"), str(Path(__file__).parent)
-    scripts = [TWO_DRIVERS.format(tests=tests, root=root, step=step) for step in (300, 100)]
-    drivers = [subprocess.Popen([sys.executable, "-c", script]) for script in scripts]
-    assert [driver.wait(timeout=100) for driver in drivers] == [0, 0]
-    store = Store(root)
-    assert [line["step"] for line in store.metrics(tiny.cell().trunk.id)] == list(range(1, 301))
-    assert {100, 300} <= set(store.stored_steps(tiny.cell().trunk.id))
-    for folder in (store.root / "trajectories").glob("*-*"):
-        attempts = [line for path in folder.glob("attempts/*/timing.jsonl") for line in read_lines(path)]
-        assert sum(line["steps"] for line in attempts) == len(store.metrics(folder.name[-12:])), folder.name
-        evaluations = [(line["step"], line["eval_id"]) for line in store.evals(folder.name[-12:])]
-        assert len(evaluations) == len(set(evaluations))
 
 
 def test_cells_of_two_languages_are_each_probed_with_their_own_suite(tmp_path):
