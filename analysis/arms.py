@@ -113,7 +113,7 @@ def _varies(grown: pd.DataFrame, column: str, growth: pd.Series) -> pd.Series:
     values = grown[column]
     if column == "router_noise_scale":  # by default that of the experts, which is named already
         values = values.where(~_equal_by_group(values, grown["noise_scale"], growth), 0.0)
-    within = values.groupby(growth).transform(lambda own: own.nunique(dropna=False)) > 1
+    within = values.groupby(growth).transform("nunique", dropna=False) > 1
     if column not in _SHARED:
         return within
     alike = values.replace({"rescale": "copy"}) if column == "optimizer_state" else values

@@ -27,7 +27,7 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     """
     cells = _by_id(cells_table(store, study))
     measures, metrics = Measures(store), Metrics(store)
-    parts = []
+    parts, facts = [], []
     for row in stored_rows(store, study):
         for pair in _pairs(cells, row["cell_id"]):
             origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
@@ -35,15 +35,16 @@ def curves(store: Store, study: str) -> pd.DataFrame:
             if part is None:
                 continue
             shown = cells[pair if row["kind"] == "continued" else row["cell_id"]]
-            part = part.assign(cell_id=row["cell_id"], kind=row["kind"], pair_id=pair)
-            for name in _OF_CELL:
-                part[name] = shown[name]
+            fact = {"cell_id": row["cell_id"], "kind": row["kind"], "pair_id": pair}
+            facts.append(fact | {name: shown[name] for name in _OF_CELL})
             parts.append(part)
     names = ["cell_id", "kind", "pair_id", *_OF_CELL, "trajectory_id", "phase", "step", "extra_flops"]
     names += ["extra_tokens", "source", "loss", "acc", "acc_se", "n"]
     if not parts:
         return pd.DataFrame({name: pd.Series(dtype=object) for name in names})
-    return pd.concat(parts, ignore_index=True)[names]
+    of_part = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    told = pd.DataFrame(facts).loc[of_part].reset_index(drop=True)
+    return pd.concat([pd.concat(parts, ignore_index=True), told], axis=1)[names]
 
 
 def trunk_curves(store: Store, study: str) -> pd.DataFrame:

@@ -6,6 +6,7 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import commands
 import pytest
 import torch
 
@@ -15,12 +16,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def unrendered(monkeypatch):
     """Figures are made as ever, but no picture of them: rendering is what takes long."""
-    from matplotlib.figure import Figure
-
-    def nothing(self, file, **_):
-        file.write_bytes(b"") if hasattr(file, "write_bytes") else file.write(b"")
-
-    monkeypatch.setattr(Figure, "savefig", nothing)
+    commands.unrender(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
+import commands
 import pytest
 import tiny
 from planted import F_C, TRUNK_PARAMS, Effect, plant
@@ -139,7 +138,7 @@ def test_the_laws_command_reads_each_arm_of_a_study(root, tmp_path, capsys):
     assert print_laws(["study=nope", f"launch.store={root}"]) == 2
 
 
-COMMAND = [sys.executable, str(tiny.ROOT / "report.py"), "study=planted", "do=advise"]
+COMMAND = (tiny.ROOT / "report.py", "study=planted", "do=advise")
 
 
 @pytest.mark.parametrize(
@@ -163,7 +162,7 @@ def test_a_question_without_its_numbers_is_refused(root, tmp_path, given, messag
 def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path):
     store = plant(tmp_path / "store", Effect(growth_steps=(100,), extra_steps=20, controls=()))
     words = ["sunk_flops=3e12", "activated_params=120000", "extra_flops=1e12", f"launch.store={store}"]
-    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = commands.run(*COMMAND, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert "no finished continued control" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -172,7 +171,8 @@ def test_the_command_refuses_in_one_line_and_writes_nothing(tmp_path):
 
 def test_the_command_prints_the_advice_and_leaves_its_json(root, tmp_path):
     words = ["sunk_flops=3.4e12", "activated_params=120000", "extra_flops=1.7e12", f"launch.store={root}"]
-    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = commands.run(*COMMAND, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "reports" / "planted" / "advice.json").read_text())
     assert done.stdout.splitlines()[0] == found["recommendation"]
     assert found["options"][0]["what"] == "grow"

@@ -484,12 +484,13 @@ def test_any_growth_of_any_model_keeps_its_promise(seed):
         moved = apart(config, operator, weights)
         exactness = operator.exactness(config)
         assert (moved <= 1e-5) == (exactness is Exactness.EXACT) or may_promise_too_little(config, operator)
-        parameters = {n: p.shape for n, p in MoETransformer(grown_model).named_parameters()}
+        network = MoETransformer(grown_model)
+        parameters = {n: p.shape for n, p in network.named_parameters()}
         moments = Moments(0, weights, weights)
         first = grow_moments(config, operator, OptimizerState.RESCALE, moments).first
         assert {n: t.shape for n, t in first.items() if n in parameters} == parameters
         assert flops.total_params(grown_model) == sum(shape.numel() for shape in parameters.values())
-        assert grown.keys() == MoETransformer(grown_model).state_dict().keys()
+        assert grown.keys() == network.state_dict().keys()
 
 
 def may_promise_too_little(config, operator):

@@ -1,6 +1,7 @@
 """The walls of the building, read from the imports."""
 
 import ast
+import json
 import subprocess
 import sys
 
@@ -55,26 +56,28 @@ def test_ray_and_wandb_are_imported_in_one_place(library, home):
     assert all(user.startswith(home) for user in users), users
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "moe.data",
-        "sweeps.plan",
-        "sweeps.store",
-        "sweeps.study",
-        "analysis.report",
-        "analysis.correlation",
-        "analysis.advice_text",
-        "hydra_plugins.regrow.launcher",
-    ],
+LIGHT = (
+    *("moe.data", "sweeps.plan", "sweeps.store", "sweeps.study", "hydra_plugins.regrow.launcher"),
+    *("analysis.correlation", "analysis.advice_text", "analysis.report"),  # pandas may import pyarrow
 )
-def test_planning_and_analysis_need_no_heavy_library(module):
-    heavy = {"torch", "ray", "wandb", "datasets", "pyarrow", "tokenizers", "huggingface_hub"}
-    heavy -= (
-        {"pyarrow"} if module.startswith("analysis") else set()
-    )  # pandas imports it where it is installed
-    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny.ROOT
-    )
-    assert done.stdout.strip() == "[]"
+HEAVY = ("torch", "ray", "wandb", "datasets", "pyarrow", "tokenizers", "huggingface_hub")
+ONE_BY_ONE = """
+import importlib, json, sys
+found = {}
+for module in sys.argv[1].split():
+    importlib.import_module(module)
+    found[module] = sorted(set(sys.argv[2].split()) & set(sys.modules))
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """What of the heavy is there after each of the light modules, imported one after another."""
+    command = [sys.executable, "-c", ONE_BY_ONE, " ".join(LIGHT), " ".join(HEAVY)]
+    return json.loads(subprocess.run(command, capture_output=True, check=True, cwd=tiny.ROOT).stdout)
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_planning_and_analysis_need_no_heavy_library(module, loaded):
+    assert set(loaded[module]) <= ({"pyarrow"} if module.startswith("analysis") else set())

@@ -5,11 +5,10 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import tiny
@@ -352,13 +351,7 @@ def test_generation_stops_at_a_separator():
 
 
 def command(*args):
-    done = subprocess.run(
-        [sys.executable, "-m", "moe.lm_eval", *map(str, args)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tiny.ROOT,
-    )
+    done = commands.run("-m", "moe.lm_eval", *args, cwd=tiny.ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

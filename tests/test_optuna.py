@@ -1,9 +1,8 @@
 """Optuna's sweeper over our cells: it asks batch by batch, and what diverged is a trial that failed."""
 
 import importlib.util
-import subprocess
-import sys
 
+import commands
 import pytest
 import tiny
 import yaml
@@ -20,9 +19,9 @@ OPTUNA = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.sam
 
 def optimized(place, *args):
     """Runs sweep.py under Optuna; what it says and its result file, None if there is none."""
-    command = [sys.executable, str(tiny.ROOT / "sweep.py"), "-m", "launch=serial", *TINY, *OPTUNA, *args]
-    command += [f"launch.store={place / 'store'}", f"hydra.sweep.dir={place}", "controls=[]"]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    words = ["-m", "launch=serial", *TINY, *OPTUNA, *args]
+    words += [f"launch.store={place / 'store'}", f"hydra.sweep.dir={place}", "controls=[]"]
+    done = commands.run(tiny.ROOT / "sweep.py", *words, cwd=place)
     path = place / "optimization_results.yaml"
     return done, yaml.safe_load(path.read_text()) if path.exists() else None
 

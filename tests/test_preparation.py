@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import commands
 import pytest
 import tiny
 from rich.console import Console
@@ -112,13 +113,8 @@ def test_the_command_refuses_in_one_line(corpus, tmp_path):
     given = {**tiny.SHRINK, "model.vocab_size": 512, "train.seq_len": 900, "budget.extra_flops": 1e15}
     given |= {key.replace("__", "."): value for key, value in (BPE | SHORT).items()}
     given |= {"data.path": corpus, "launch.store": tmp_path / "store", "hydra.run.dir": tmp_path}
-    command = [
-        sys.executable,
-        str(tiny.ROOT / "sweep.py"),
-        "data=text",
-        *(f"{k}={v}" for k, v in given.items()),
-    ]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    words = [f"{key}={value}" for key, value in given.items()]
+    refused = commands.run(tiny.ROOT / "sweep.py", "data=text", *words, cwd=tmp_path)
     assert refused.returncode == 2
     assert "too few for one sequence of train.seq_len=900" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1

@@ -28,12 +28,18 @@ def seen(monkeypatch, terminal: bool, term: str = "xterm", **fields) -> str:
     return text.getvalue()
 
 
-def test_a_pipe_gets_one_line_for_each_task(monkeypatch, store_root):
-    text = seen(monkeypatch, False, launch__store=store_root)
-    lines = [line for line in text.splitlines() if "done: " in line]
-    count = int(re.search(r"tasks +(\d+) to do, 0 cached", text)[1])
+@pytest.fixture(scope="module")
+def piped(tmp_path_factory):
+    """What a whole study says to a pipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        return seen(patch, False, launch__store=str(tmp_path_factory.mktemp("piped") / "store"))
+
+
+def test_a_pipe_gets_one_line_for_each_task(piped):
+    lines = [line for line in piped.splitlines() if "done: " in line]
+    count = int(re.search(r"tasks +(\d+) to do, 0 cached", piped)[1])
     assert [line.split()[0] for line in lines] == [f"[{i}/{count}]" for i in range(1, count + 1)]
-    assert "\x1b" not in text
+    assert "\x1b" not in piped
 
 
 def test_a_terminal_gets_the_tree_as_it_grows(monkeypatch, store_root):
@@ -47,7 +53,7 @@ def test_a_terminal_gets_the_tree_as_it_grows(monkeypatch, store_root):
 
 
 def test_a_terminal_that_cannot_redraw_gets_lines(monkeypatch, store_root):
-    text = seen(monkeypatch, True, term="dumb", launch__store=store_root, steps=(4,))
+    text = seen(monkeypatch, True, term="dumb", launch__store=store_root, steps=(4,), controls=[])
     assert text.count("] done: ") == int(re.search(r"tasks +(\d+) to do", text)[1])
     assert "running" not in text
 
@@ -75,7 +81,7 @@ def test_an_attempt_that_failed_is_shown_with_what_comes_of_it(monkeypatch, stor
         original(self)
 
     monkeypatch.setattr(Derivation, "run", run)
-    text = seen(monkeypatch, False, launch__store=store_root, steps=(4,))
+    text = seen(monkeypatch, False, launch__store=store_root, steps=(4,), controls=[])
     assert re.search(r"again: trunk seed 0: to step \d+ failed: RuntimeError: out of luck", text)
     warned = f"warning: {failed[0]}: attempt 1 of 2 failed (RuntimeError: out of luck); it is tried again"
     assert warned in text
@@ -95,30 +101,29 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_broken_rows(monkeypatch, st
     assert max(map(len, text.getvalue().splitlines())) <= 100
 
 
-def test_the_end_shows_every_cell_with_its_controls(monkeypatch, store_root):
-    text = seen(monkeypatch, False, launch__store=store_root)
-    header = next(line for line in text.splitlines() if line.startswith("growth.step"))
+def test_the_end_shows_every_cell_with_its_controls(piped):
+    header = next(line for line in piped.splitlines() if line.startswith("growth.step"))
     for name in ("base", "start", "final", "continued", "scratch_extra"):
         assert name in header
-    rows = [line for line in text.splitlines() if re.match(r" +[48] +interposition \+ duplicate ", line)]
+    rows = [line for line in piped.splitlines() if re.match(r" +[48] +interposition \+ duplicate ", line)]
     assert len(rows) == 2
-    assert "1.000 of the plan" in text
+    assert "1.000 of the plan" in piped
 
 
 def test_the_end_shows_what_was_swept(monkeypatch, store_root):
     text = io.StringIO()
     console = Console(file=text, width=160, highlight=False)
     monkeypatch.setattr(progress, "_console", lambda: console)
-    run_study([tiny.mapping(growth__seed=seed, launch__store=store_root) for seed in (3, 4)])
+    given = {"launch__store": store_root, "controls": []}
+    run_study([tiny.mapping(growth__seed=seed, **given) for seed in (3, 4)])
     header = next(line for line in text.getvalue().splitlines() if line.startswith("growth.step"))
     assert header.split().count("growth.seed") == 1
     assert re.search(r"duplicate +4 +0 ", text.getvalue())
 
 
-def test_the_plan_says_what_sharing_saves(monkeypatch, store_root):
-    text = seen(monkeypatch, False, launch__store=store_root)
-    assert "if every cell ran alone" in text
-    assert "x less" in text
+def test_the_plan_says_what_sharing_saves(piped):
+    assert "if every cell ran alone" in piped
+    assert "x less" in piped
 
 
 @pytest.mark.parametrize(
@@ -129,8 +134,9 @@ def test_durations_are_readable(seconds, words):
 
 
 def test_results_of_another_commit_are_pointed_out(monkeypatch, store_root):
+    given = {"launch__store": store_root, "steps": (4,), "controls": []}
     monkeypatch.setattr("sweeps.study.git_commit", lambda: "aaa")
-    assert "were made by commit" not in seen(monkeypatch, False, launch__store=store_root)
+    assert "were made by commit" not in seen(monkeypatch, False, **given)
     monkeypatch.setattr("sweeps.study.git_commit", lambda: "bbb")
-    text = seen(monkeypatch, False, launch__store=store_root)
+    text = seen(monkeypatch, False, **given)
     assert "stored results of adhoc were made by commit aaa; the source is now bbb" in text

@@ -38,16 +38,21 @@ def join(launch: LaunchConfig, num_cpus: int, num_gpus: int) -> tuple[Need, int]
 
 
 def _init(address: str, **settings: Any) -> None:
-    # Workers must import what the driver imports, wherever it was started.
+    # Workers must import what the driver imports, wherever it was started. Those of a Ray that starts here
+    # inherit it; an environment of their own would make Ray end the ones it has started and start others.
     root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([root, *filter(None, [inherited])])
+    if address == "local":
+        os.environ["PYTHONPATH"] = path
+    else:
+        settings["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}},
             **settings,
         )
     except ConnectionError as error:
@@ -63,6 +68,10 @@ def _init(address: str, **settings: Any) -> None:
     finally:
         for name, handler in before.items():  # ray.init takes SIGTERM for itself
             signal.signal(name, handler)
+        if inherited is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = inherited
 
 
 def _line(error: Exception) -> str:
