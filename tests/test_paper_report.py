@@ -26,7 +26,7 @@ def store(tmp_path_factory):
 def paper(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "page"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("analysis.paper_report.png", lambda figure, caption="": b"picture")
+        patch.setattr("analysis.pictures.png", lambda figure, caption="": b"picture")
         patch.setattr("analysis.figures.style.png", lambda figure, caption="": b"picture")
         patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write_bytes(b""))
         return write_paper(store, folder, delta=0.01, command="python report.py do=paper")

@@ -92,6 +92,9 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     names = [name for name in dict.fromkeys(table["family"]) if name != ALL_FAMILIES]
     counts = table[table["near"].notna()].groupby("family")["level"].nunique()
     graded = [name for name in names if 2 <= counts.get(name, 0) <= MAX_LEVELS]
+    if not names:
+        figure = new_figure(4.8, 3.2)
+        return figure, {(ALL_FAMILIES, MEAN): figure.subplots()}
     if len(names) == 1:
         figure = new_figure(4.8 * (1 + len(graded)), 3.2)
         axes = np.atleast_1d(figure.subplots(1, 1 + len(graded), sharex=True, sharey=True))
