@@ -60,11 +60,12 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     write_cells(pd.concat(whole.values(), ignore_index=True), directory)
     (directory / "claims.json").write_text(json.dumps(claims, indent=1, allow_nan=False) + "\n")
     (directory / "claims.tex").write_text(_latex(claims))
-    lead = studies[next((name for name in _LEADS if name in studies), known[0])]
-    sentence = opening(lead, correlate(lead))
+    lead = next((name for name in _LEADS if name in studies), known[0])
+    sentence = opening(studies[lead], correlate(studies[lead]))
     figures = [_figure(entry, tables, directory / "figures") for entry in FIGURES.values()]
     page = template("paper.html.jinja").render(
         opening=sentence,
+        lead=lead,
         not_run=[name for name in wanted if name not in known],
         missing={
             name: lacks for name, cells in whole.items() if (lacks := missing(cells, store.study(name)))
@@ -118,8 +119,7 @@ def _figure(entry: Entry, tables: Mapping[str, StudyTables], directory: Path) ->
 
 def _study(name: str, cells: pd.DataFrame) -> dict[str, Any]:
     grown = cells[cells["kind"] == "branch"]
-    ends = {"sunk": grown["sunk_f_c"], "extra": grown["extra_f_c"]}
-    spans = {key: f"{plain(v.min())} to {plain(v.max())}" if len(v) else "–" for key, v in ends.items()}
+    spans = {name: _span(grown[f"{name}_f_c"].dropna()) for name in ("sunk", "extra")}
     params = sorted(set(cells["trunk_activated_params"].dropna()))
     return {
         "name": name,
@@ -129,6 +129,11 @@ def _study(name: str, cells: pd.DataFrame) -> dict[str, Any]:
         "params": ", ".join(f"{value:.3g}" for value in params),
         **spans,
     }
+
+
+def _span(values: pd.Series) -> str:
+    ends = dict.fromkeys(plain(end) for end in (values.min(), values.max()))
+    return " to ".join(ends)
 
 
 def _latex(claims: list[dict[str, Any]]) -> str:

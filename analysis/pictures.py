@@ -11,6 +11,7 @@ from analysis.figures.spots import spots
 from analysis.figures.style import png, save, themed
 from analysis.page import inline
 
+_PIXELS_PER_INCH = 117  # the widest figures, of 9.6 inches, fill the page; text is as large in all of them
 Drawing = Callable[[], tuple[pd.DataFrame, Figure]]
 
 
@@ -19,7 +20,7 @@ def picture(draw: Drawing, directory: Path, name: str) -> dict[str, Any]:
 
     A figure with nothing to draw, or that refuses (`ValueError`), is its sentence alone, and writes no file.
     """
-    out: dict[str, Any] = {"pictures": {}, "file": f"{directory.name}/{name}", "spots": []}
+    out: dict[str, Any] = {"pictures": {}, "file": f"{directory.name}/{name}", "spots": [], "width": 0}
     try:
         with themed():
             table, figure = draw()
@@ -36,4 +37,5 @@ def picture(draw: Drawing, directory: Path, name: str) -> dict[str, Any]:
         "pictures": {"light": inline(light), "dark": inline(dark)},
         "caption": caption,
         "spots": points,
+        "width": round(_PIXELS_PER_INCH * figure.get_figwidth()),
     }

@@ -43,13 +43,18 @@ def paper_provenance(store: Store, studies: Mapping[str, pd.DataFrame], command:
     used = trajectories(store, studies)
     facts = {
         "trajectories": len(used),
-        "FLOPs trained by all runs": f"{sum(run.get('spent_flops') or 0.0 for run in runs):.3g}",
-        "hours of all runs": f"{sum(run.get('wall_s') or 0.0 for run in runs) / 3600:.2g}",
+        "FLOPs trained by all runs": _total(runs, "spent_flops", 1.0),
+        "hours of all runs": _total(runs, "wall_s", 3600.0),
     }
     facts |= _runs(studies, summaries) | {"machines": machines(store, used)}
     grown = [cells[cells["kind"] == "branch"] for cells in studies.values()]
     trunks = sorted({str(trunk) for own in grown for trunk in own["trunk_id"]} - {""})
     return {"facts": _shown(facts, command), "trunks": trunks}
+
+
+def _total(runs: list[dict[str, Any]], name: str, unit: float) -> str:
+    known = [run[name] for run in runs if run.get(name) is not None]
+    return f"{sum(known) / unit:.3g}" if known else "–"
 
 
 def trajectories(store: Store, studies: Iterable[str]) -> list[str]:

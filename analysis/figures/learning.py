@@ -131,7 +131,9 @@ def _label(panels: dict[tuple[str, str], Axes], f_c: pd.Series) -> None:
         if what == MEAN:
             place = axes.get_subplotspec()
             top = shared is not None and place is not None and place.rowspan.start == 0
-            axes.set_title(family, **({"y": 1.0, "pad": 20} if top else {}))
+            axes.set_title(
+                "mean" if family == ALL_FAMILIES else family, **({"y": 1.0, "pad": 20} if top else {})
+            )
             if top:
                 f_c_axis(axes, 1.0, shared, "FLOPs / $F_c$" if axes is first else "")
                 axes.child_axes[0].xaxis.get_label().set(horizontalalignment="right", x=1.0)
