@@ -7,11 +7,11 @@ from analysis.page import between, plain
 _SERIES = {
     "net": "net",
     "without_scratch": "final accuracy",
-    "with_scratch": "… scratch as sunk = 0",
+    "with_scratch": "… with scratch at 0",
     "start_stable": "… stable starts",
     "start_annealed": "… annealed starts",
-    "gain_over_scratch_extra": "final − scratch, equal extra",
-    "gain_over_scratch_total": "final − scratch, equal total",
+    "gain_over_scratch_extra": "− scratch, equal extra",
+    "gain_over_scratch_total": "− scratch, equal total",
 }
 _EVERY_ARM = ("net", "without_scratch")  # the others for all arms together: correlation.json has the rest
 _DIFFERENCES = ("net", "gain_over_scratch_extra", "gain_over_scratch_total")
@@ -74,13 +74,13 @@ def _slopes(part: dict[str, Any]) -> Row:
     over_trunks, mixed = part["interval"] or {}, part["mixed_model"] or {}
     drawn, least = part["cluster_bootstrap"] or {}, over_trunks.get("minimum_detectable") or {}
     return {
-        "slope": plain(_times(part["theil_sen"]["slope"], 100), "{:+.2g}"),
-        "interval": between(over_trunks.get("theil_sen_slope"), 100, "{:+.2g}"),
+        "slope": plain(_times(part["theil_sen"]["slope"], 100), "{:+.3g}"),
+        "interval": between(over_trunks.get("theil_sen_slope"), 100, "{:+.3g}"),
         "p": _p((over_trunks.get("p") or {}).get("theil_sen_slope")),
-        "mixed": plain(_times(mixed.get("slope"), 100), "{:+.2g}"),
-        "mixed_interval": between(mixed.get("slope_interval"), 100, "{:+.2g}"),
+        "mixed": plain(_times(mixed.get("slope"), 100), "{:+.3g}"),
+        "mixed_interval": between(mixed.get("slope_interval"), 100, "{:+.3g}"),
         "spread": plain(_times(mixed.get("slope_sd"), 100), "{:.2g}"),
-        "bootstrap": between(drawn.get("slope_within"), 100, "{:+.2g}"),
+        "bootstrap": between(drawn.get("slope_within"), 100, "{:+.3g}"),
         "least": plain(_times(least.get("theil_sen_slope"), 100), "{:.2g}"),
     }
 
@@ -115,8 +115,8 @@ def _given_the_base(found: dict[str, Any]) -> Row:
     return {
         "refused": "",
         "n": f"{found['n_cells']} ({found['n_trunks']})",
-        "direct": plain(_times(found["direct"], per), "{:+.2g}"),
-        "direct_interval": between(found["direct_interval"], per, "{:+.2g}"),
+        "direct": plain(_times(found["direct"], per), "{:+.3g}"),
+        "direct_interval": between(found["direct_interval"], per, "{:+.3g}"),
         "partial": plain(found["partial"]),
         "partial_interval": between(found["partial_interval"], 1, "{:.2f}"),
         "because": found["no_partial_because"] or "",
