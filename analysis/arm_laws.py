@@ -71,10 +71,13 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
         seed = 0 if len(trunks) > 2 else i + 1  # few trunks: residuals, which no two arms share
         try:
             found = compare(points[name], laws_of(name, sizes), fixed=fixed, resamples=0, left_out=False)
-            best, effective = found.fits[0], next(f for f in found.fits if f.law.name == EFFECTIVE.name)
-        except (ValueError, StopIteration) as error:
-            refused[name] = str(error) or f"the {EFFECTIVE.name} law cannot be fitted"
+        except ValueError as error:
+            refused[name] = str(error)
             continue
+        if EFFECTIVE.name in found.refused:
+            refused[name] = found.refused[EFFECTIVE.name]
+            continue
+        best, effective = found.fits[0], next(f for f in found.fits if f.law.name == EFFECTIVE.name)
         if resamples:
             effective = bootstrap(effective, points[name], resamples, trunks, seed)
             alike = best.law.name == EFFECTIVE.name
@@ -112,6 +115,7 @@ def arm_points(cells: pd.DataFrame, need_continued: bool = True) -> dict[str, Po
     check(len(done) > 0, "the study has no finished cell with a final loss; run it first")
     branches = _branches(cells)
     check(len(branches) > 0, "the study has no finished grown cell; ask for growth steps above 0")
+    check(bool(branches["f_c"].notna().all()), "grown cells have no trunk_activated_params, so no F_c")
     continued = done[done["kind"] == "continued"]
     check(
         len(continued) > 0 or not need_continued,

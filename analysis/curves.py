@@ -1,10 +1,14 @@
-"""A stored study as learning curves: one row per point, after growth, of the trunk, of a task family."""
+"""A stored study as learning curves: one row per point, after growth, of the trunk, of a task family.
+
+Of a study whose cells were asked different questions, those of its main evaluation alone.
+"""
 
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from analysis.evaluations import comparable
 from analysis.lines import Measures, Metrics
 from analysis.table import cells_table, stored_rows
 from sweeps.store import Store
@@ -25,10 +29,10 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     source `train` is the training loss, of `probe` and `full` the held-out loss; `acc` is NaN on training
     lines.
     """
-    cells = _by_id(cells_table(store, study))
+    cells, rows = _comparable(store, study)
     measures, metrics = Measures(store), Metrics(store)
     parts, facts = [], []
-    for row in stored_rows(store, study):
+    for row in rows:
         for pair in _pairs(cells, row["cell_id"]):
             origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
             part = _curve(row, row["path"], origin, measures, metrics)
@@ -52,10 +56,10 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
 
     A trunk reaches as far as some cell's path used it, so that *continued* shows beyond the last growth.
     """
-    cells = _by_id(cells_table(store, study))
+    cells, stored = _comparable(store, study)
     measures, metrics = Measures(store), Metrics(store)
     parts = []
-    for row, path in _trunks(store, study):
+    for row, path in _trunks(stored):
         part = _curve(row, [{**p, "phase": "stable"} for p in path], None, measures, metrics)
         if part is not None:
             part = part.rename(columns={"extra_flops": "flops"}).drop(columns="phase")
@@ -75,8 +79,8 @@ def family_curves(store: Store, study: str) -> pd.DataFrame:
     family's levels is level "mean", that over the families `averaged` (names,
     one space between) the family "mean of families"; levels have no `se`, `n`.
     """
-    cells = _by_id(cells_table(store, study))
-    measures, trunks = Measures(store), list(_trunks(store, study))
+    cells, stored = _comparable(store, study)
+    measures, trunks = Measures(store), _trunks(stored)
     for source, name in (("probe", "probe_eval_id"), ("full", "eval_id")):
         rows = []
         for row, path in trunks:
@@ -111,10 +115,10 @@ def _scores(line: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _trunks(store: Store, study: str) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _trunks(rows: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Of each trunk the cell whose path follows it farthest, and that part of the path."""
     longest: dict[str, tuple[float, dict[str, Any], list[dict[str, Any]]]] = {}
-    for row in stored_rows(store, study):
+    for row in rows:
         path = [part for part in row["path"] if part["phase"] == "trunk"]
         flops = sum((p["to_step"] - p["from_step"]) * p["flops_per_step"] for p in path)
         if flops > longest.get(row["trunk_id"], (0.0, {}, []))[0]:
@@ -122,8 +126,11 @@ def _trunks(store: Store, study: str) -> list[tuple[dict[str, Any], list[dict[st
     return [(row, path) for _, (_, row, path) in sorted(longest.items())]
 
 
-def _by_id(cells: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    return {str(row["cell_id"]): {str(k): v for k, v in row.items()} for row in cells.to_dict("records")}
+def _comparable(store: Store, study: str) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
+    """The cells of the study's main evaluation by their id, and as they were stored."""
+    records = comparable(cells_table(store, study)).to_dict("records")
+    cells = {str(row["cell_id"]): {str(name): value for name, value in row.items()} for row in records}
+    return cells, [row for row in stored_rows(store, study) if row["cell_id"] in cells]
 
 
 def _pairs(cells: dict[str, dict[str, Any]], cell_id: str) -> list[str]:
@@ -132,6 +139,8 @@ def _pairs(cells: dict[str, dict[str, Any]], cell_id: str) -> list[str]:
         return [cell_id]
     first: dict[tuple[str, float], str] = {}
     for pair in cells[cell_id]["control_of"].split():
+        if pair not in cells:  # asked other questions
+            continue
         first.setdefault((cells[pair]["arm"], cells[pair]["sunk_flops"]), pair)
     return list(first.values())
 

@@ -79,7 +79,7 @@ def interposition_over_stack(cells: pd.DataFrame) -> Finding | None:
         return None
     late = grown[grown["sunk_f_c"] > 1.0]
     needs = "It takes growth steps log-spaced over 0.25 to 8 F_c and several trunks."
-    if late.empty:
+    if late.empty and grown["sunk_f_c"].notna().any():
         needs = f"At most {grown['sunk_f_c'].max():.2g} F_c is sunk here. {needs}"
     return Finding(
         per_trunk=_paired(late, "method", "interposition", "stack", also=("depth_factor",)),

@@ -21,11 +21,11 @@ def opening(cells: pd.DataFrame, correlation: dict[str, Any]) -> str:
     at = f"At {regime(grown)}"
     if net["mean"] is None:
         found = (
-            f"{len(grown)} cells grown from {_trunks(n)} have no finished control that continues the trunk"
+            f"no control that continues the trunk has finished ({_cells(len(grown))} grown from {_trunks(n)})"
         )
     else:
         found = (
-            f"the mean net against continuing is {points(net['mean'])} points ({net['n_cells']} cells from "
+            f"the mean net against continuing is {points(net['mean'])} points ({_cells(net['n_cells'])} from "
             f"{_trunks(n)}, {_interval_words(net)})"
         )
     return f"{at}, {found}; this study cannot decide {_list(undecidable(cells, correlation))}."
@@ -59,6 +59,10 @@ def undecidable(cells: pd.DataFrame, correlation: dict[str, Any]) -> list[str]:
         out.append("stack against interposition (that takes 0.25 to 8 F_c sunk)")
     out.append("anything at other sizes, rates or data")
     return out
+
+
+def _cells(n: int) -> str:
+    return "one cell" if n == 1 else f"{n} cells"
 
 
 def _trunks(n: int) -> str:

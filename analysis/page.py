@@ -1,6 +1,7 @@
 """HTML pages that stand alone: templates beside this module, pictures inline, one style for all."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -34,3 +35,9 @@ def inline(data: bytes) -> str:
 def plain(value: float | None, pattern: str = "{:.2f}") -> str:
     """A number for reading, with a true minus sign; a dash for what is missing."""
     return "–" if value is None or not np.isfinite(value) else pattern.format(value).replace("-", "−")
+
+
+def between(ends: Sequence[float | None] | None, factor: float = 1.0, pattern: str = "{:.2f}") -> str:
+    """An interval for reading, its ends times `factor`: "−0.3 to +1.2"; a dash for none."""
+    known = [end for end in ends or () if end is not None]
+    return " to ".join(plain(factor * end, pattern) for end in known) if len(known) == 2 else "–"

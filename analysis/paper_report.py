@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from analysis.arm_laws import fit_arms
-from analysis.budget import decision_map, recycling_efficiency
+from analysis.cells_section import write_cells
 from analysis.claims import CLAIMS, TEXT, judge_together
+from analysis.completeness import missing
 from analysis.correlation import correlate
+from analysis.downloads import downloads
+from analysis.evaluations import comparable
 from analysis.figures.catalogue import FIGURES, Entry, StudyTables, draw
-from analysis.figures.style import png, save, themed
 from analysis.findings import finished
+from analysis.law_tables import law_tables
 from analysis.opening import opening, regime
-from analysis.page import inline, plain, template
+from analysis.page import plain, template
+from analysis.pictures import picture
+from analysis.provenance import paper_provenance
 from analysis.rates import rate_table
 from analysis.table import cells_table
 from analysis.verdict import points
@@ -53,26 +56,32 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     check(bool(known), f"{store.root} holds none of the paper's studies; run make paper first")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    studies = {name: cells_table(store, name) for name in known}
-    more = {name: _fitted(cells) for name, cells in studies.items()}
+    whole = {name: cells_table(store, name) for name in known}
+    studies = {name: comparable(cells) for name, cells in whole.items()}
+    more = {name: law_tables(cells) for name, cells in studies.items()}
     if {"growth_lr", "scratch_lr"} <= set(studies):
-        rates = [rate_table(studies[name]) for name in ("growth_lr", "scratch_lr")]
-        more["growth_lr"] |= {"rates": pd.concat(rates, ignore_index=True)}
+        more["growth_lr"] = more["growth_lr"] | {"rates": lambda: _rates(studies)}
     tables = {name: StudyTables(store, name, more[name]) for name in studies}
     claims = judge_together(studies, delta)
-    pd.concat(studies.values(), ignore_index=True).to_csv(directory / "cells.csv", index=False)
+    write_cells(pd.concat(whole.values(), ignore_index=True), directory)
     (directory / "claims.json").write_text(json.dumps(claims, indent=1, allow_nan=False) + "\n")
     (directory / "claims.tex").write_text(_latex(claims))
-    lead = studies[next((name for name in _LEADS if name in studies), known[0])]
-    sentence = opening(lead, correlate(lead))
+    lead = next((name for name in _LEADS if name in studies), known[0])
+    sentence = opening(studies[lead], correlate(studies[lead]))
+    figures = [_figure(entry, tables, directory / "figures") for entry in FIGURES.values()]
     page = template("paper.html.jinja").render(
         opening=sentence,
-        missing=[f"Study {name} has not been run." for name in wanted if name not in known],
+        lead=lead,
+        not_run=[name for name in wanted if name not in known],
+        missing={
+            name: lacks for name, cells in whole.items() if (lacks := missing(cells, store.study(name)))
+        },
         claims=[_shown(row, studies) for row in claims],
         delta=delta,
-        figures=[_figure(entry, tables, directory / "figures") for entry in FIGURES.values()],
-        studies=[_study(name, cells) for name, cells in studies.items()],
-        provenance=_provenance(store, studies, command),
+        figures=figures,
+        studies=[_study(name, cells) for name, cells in whole.items()],
+        downloads=downloads(("cells.csv", "claims.json", "claims.tex"), figures),
+        provenance=paper_provenance(store, whole, command),
     )
     (directory / "index.html").write_text(page, encoding="utf-8")
     return Paper(page=directory / "index.html", opening=sentence, claims=claims)
@@ -82,6 +91,11 @@ def label(row: Mapping[str, Any]) -> str:
     """What a row of the claims table is called: C3, or "C3, tuned rates, text"."""
     more = ["tuned rates"] * (row["rates"] == "tuned") + ["text"] * (row["data"] == "text")
     return ", ".join([row["id"], *more])
+
+
+def _rates(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Of growing and continuing, and of starting over."""
+    return pd.concat([rate_table(studies[name]) for name in ("growth_lr", "scratch_lr")], ignore_index=True)
 
 
 def _shown(row: dict[str, Any], studies: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -102,61 +116,22 @@ def _shown(row: dict[str, Any], studies: Mapping[str, pd.DataFrame]) -> dict[str
 
 
 def _figure(entry: Entry, tables: Mapping[str, StudyTables], directory: Path) -> dict[str, Any]:
-    """Draws a figure from the first of its studies, light (saved) and dark; or says why it is left out."""
-    study = next((name for name in entry.studies if name in tables), None)
-    known = {"id": entry.id, "title": entry.title, "study": study, "file": f"figures/{entry.name}"}
-    if study is None:
-        return known | {"pictures": {}, "caption": f"Study {' or '.join(entry.studies)} has not been run."}
-    try:
-        with themed():
-            table, figure = draw(entry, tables[study])
-            light = save(table, figure, directory / entry.name)
-        with themed(dark=True):
-            dark = png(draw(entry, tables[study])[1])
-    except ValueError as missing:
-        return known | {"pictures": {}, "caption": str(missing)}
-    pictures = {"light": inline(light), "dark": inline(dark)}
-    return known | {"pictures": pictures, "caption": str(table.attrs["caption"])}
-
-
-def _fitted(cells: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The tables of N1 (of the first way of growing) and N5; {} where no law can be fitted."""
-    try:
-        laws = fit_arms(cells)
-    except ValueError:
-        return {}
-    rows = []
-    for arm in laws.grown:
-        found = recycling_efficiency(laws, arm)
-        rows.append({"arm": arm, "phase": "all", "rho": found.value, "low": found.low, "high": found.high})
-    tables = {"efficiency": pd.DataFrame(rows, columns=["arm", "phase", "rho", "low", "high"])}
-    if laws.grown:
-        arm, totals = next(iter(laws.grown)), cells["total_flops"] / cells["f_c"]
-        grid = decision_map(
-            laws, arm, np.linspace(0.05, 0.95, 19), np.geomspace(totals.min(), totals.max(), 15)
-        )
-        known = grid[grid["studied"]]
-        gains = pd.DataFrame(
-            {
-                "sunk_share": known["sunk_share"],
-                "total_flops": known["total_f_c"] * float(cells["f_c"].dropna().iloc[0]),
-                "difference": known["gain"],
-                "low": known["gain_low"],
-                "high": known["gain_high"],
-            }
-        )
-        gains.attrs = {
-            "what": f"Loss from scratch less that of {arm}, by the law",
-            "label": "scratch − grown (nats)",
-        }
-        tables["budget_map"] = gains
-    return tables
+    """A figure drawn from the first of its studies that allows it; or why it is left out."""
+    out: dict[str, Any] = {"id": entry.id, "title": entry.title, "study": None}
+    out |= {"pictures": {}, "caption": f"Study {' or '.join(entry.studies)} has not been run."}
+    for study in entry.studies:
+        if study in tables:
+            drawn = picture(lambda own=tables[study]: draw(entry, own), directory, entry.name)
+            if drawn["pictures"] or out["study"] is None:
+                out |= drawn | {"study": study}
+            if drawn["pictures"]:
+                break
+    return out
 
 
 def _study(name: str, cells: pd.DataFrame) -> dict[str, Any]:
     grown = cells[cells["kind"] == "branch"]
-    ends = {"sunk": grown["sunk_f_c"], "extra": grown["extra_f_c"]}
-    spans = {key: f"{plain(v.min())} to {plain(v.max())}" if len(v) else "–" for key, v in ends.items()}
+    spans = {name: _span(grown[f"{name}_f_c"].dropna()) for name in ("sunk", "extra")}
     params = sorted(set(cells["trunk_activated_params"].dropna()))
     return {
         "name": name,
@@ -168,19 +143,9 @@ def _study(name: str, cells: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def _provenance(store: Store, studies: Mapping[str, pd.DataFrame], command: str) -> dict[str, str]:
-    summaries = [store.study(name)["summary"] or {} for name in studies]
-    commits = sorted({str(summary.get("git_commit") or "–") for summary in summaries})
-    versions = sorted({f"{k} {v}" for s in summaries for k, v in (s.get("versions") or {}).items()})
-    runs = [run for summary in summaries for run in summary.get("runs", [])]
-    return {
-        "FLOPs trained by all runs": f"{sum(run.get('spent_flops') or 0.0 for run in runs):.3g}",
-        "hours of all runs": f"{sum(run.get('wall_s') or 0.0 for run in runs) / 3600:.2g}",
-        "seeds": ", ".join(f"{seed:g}" for seed in sorted({s for c in studies.values() for s in c["seed"]})),
-        "git commits of the runs": ", ".join(commits),
-        "versions of the runs": ", ".join(versions),
-        "command": command,
-    }
+def _span(values: pd.Series) -> str:
+    ends = dict.fromkeys(plain(end) for end in (values.min(), values.max()))
+    return " to ".join(ends)
 
 
 def _latex(claims: list[dict[str, Any]]) -> str:

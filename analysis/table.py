@@ -61,8 +61,9 @@ def cells_table(store: Store, study: str) -> pd.DataFrame:
     """One row per cell, columns as `COLUMNS` and then `final_acc_<family>`; what was not measured is NaN.
 
     Accuracies are fractions. `final_acc` comes from the cell's own full suite on its own end state, never
-    from another suite or step; differences are paired through the cell's `controls` alone and their
-    standard error takes the two evaluations as independent. An unknown study is a `ValueError`.
+    from another suite or step; differences are paired through the cell's `controls` alone, where both were
+    asked the same, and their standard error takes the two evaluations as independent. A cell that was `todo`
+    when its run began is done once that suite was asked of its end. An unknown study is a `ValueError`.
     """
     measures, metrics = Measures(store), Metrics(store)
     rows = [
@@ -81,7 +82,8 @@ def cells_table(store: Store, study: str) -> pd.DataFrame:
     table["study"] = study
     for name in table.columns:
         if name not in _TEXT and name != "requested":
-            table[name] = pd.to_numeric(table[name], errors="coerce").astype(float)
+            number = pd.to_numeric(table[name], errors="coerce").astype(float)
+            table[name] = number.where(np.isfinite(number))
     table[list(_TEXT)] = table[list(_TEXT)].astype(object).where(table[list(_TEXT)].notna(), "")
     _pair(table)
     return add_arms(add_replicates(table))
@@ -124,8 +126,10 @@ def _measured(row: dict[str, Any], measures: Measures) -> dict[str, Any]:
         for name in ("base", "start", "stable", "final")
         for suite in ids
     }
-    end = at["final", "full"] if row["status"] == "done" else {}
+    done = row["status"] == "done" or (row["status"] == "todo" and bool(at["final", "full"]))
+    end = at["final", "full"] if done else {}
     out = {name: row.get(name) for name in COLUMNS if name in row}
+    out["status"] = "done" if done else row["status"]
     suite = "full" if at["base", "full"] and at["start", "full"] else "probe"
     if at["base", suite] and at["start", suite]:
         out["damage"] = at["start", suite]["acc"] - at["base", suite]["acc"]
@@ -183,9 +187,10 @@ def _pair(table: pd.DataFrame) -> None:
         for cell, control_id in zip(table["cell_id"], ids, strict=True):
             if control_id:
                 serves.setdefault(control_id, []).append(cell)
-        acc = ids.map(by_id["final_acc"]).astype(float)
+        alike = ids.map(by_id["eval_id"]) == table["eval_id"]
+        acc = ids.map(by_id["final_acc"]).astype(float).where(alike)
         table[f"{control}_acc"] = acc
-        table[f"{control}_acc_se"] = ids.map(by_id["final_acc_se"]).astype(float)
+        table[f"{control}_acc_se"] = ids.map(by_id["final_acc_se"]).astype(float).where(alike)
         column = "net" if control == "continued" else f"gain_over_{control}"
         table[column] = table["final_acc"] - acc
     table["net_se"] = np.hypot(table["final_acc_se"], table["continued_acc_se"])

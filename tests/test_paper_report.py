@@ -30,7 +30,7 @@ def paper(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "page"
     with pytest.MonkeyPatch.context() as patch:
         commands.unrender(patch.setattr)
-        patch.setattr("analysis.paper_report.fit_arms", partial(fit_arms, resamples=20))
+        patch.setattr("analysis.law_tables.fit_arms", partial(fit_arms, resamples=20))
         return write_paper(store, folder, delta=0.01, command="python report.py do=paper")
 
 

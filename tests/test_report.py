@@ -12,9 +12,10 @@ import tiny
 from planted import Effect, plant
 
 from analysis.claims import judge
+from analysis.completeness import missing
 from analysis.correlation import correlate
 from analysis.opening import opening
-from analysis.report import Report, missing, write_report
+from analysis.report import Report, write_report
 from analysis.table import cells_table
 from analysis.verdict import Verdict, verdict_of
 from sweeps.store import Store
@@ -245,7 +246,7 @@ def test_missing_controls_are_named_and_no_net_is_shown(tmp_path):
     assert any(
         "continued control, so no net is shown" in line for line in missing(cells, store.study("planted"))
     )
-    assert "no finished control that continues the trunk" in sentence
+    assert "no control that continues the trunk has finished (8 cells grown from one trunk)" in sentence
 
 
 def test_a_study_that_never_ran_gets_a_page_too(tmp_path, unrendered):

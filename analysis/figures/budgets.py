@@ -95,15 +95,16 @@ def recycling_efficiency(efficiency: pd.DataFrame) -> tuple[pd.DataFrame, Figure
             markersize=7,
             markerfacecolor=page() if nth else colour,
         )
-    for value, label in ((0.0, "sunk FLOPs lost"), (1.0, "as good as new ones")):
+    for value, label, side in ((0.0, "sunk FLOPs lost", "right"), (1.0, "as good as new ones", "left")):
         axes.axvline(value, color=ink(), linewidth=0.9, linestyle=(0, (1, 2)))
         axes.annotate(
             label,
             (value, 1.0),
             xycoords=("data", "axes fraction"),
-            xytext=(2, 3),
+            xytext=(2 if side == "left" else -2, 3),
             textcoords="offset points",
             fontsize=7.5,
+            ha=side,
         )
     axes.set_yticks(range(len(arms)), arms)
     axes.set_ylim(len(arms) - 0.5, -0.5)
@@ -126,9 +127,12 @@ def recycling_efficiency(efficiency: pd.DataFrame) -> tuple[pd.DataFrame, Figure
         ]
         figure.legend(entries, phases, loc="outside lower center", ncols=len(phases))
     without = int(table["low"].isna().sum())
+    fits, ways = (
+        f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((len(table), "fit"), (len(arms), "arm"))
+    )
     table.attrs["caption"] = (
         "Recycling efficiency ρ of E + A·(ρ·S + X)^(−a): what one sunk FLOP is worth in FLOPs spent on the "
-        f"grown model. {len(table)} fits of {len(arms)} arm{'s' if len(arms) > 1 else ''}; lines: 95 % "
+        f"grown model. {fits} of {ways}; lines: 95 % "
         "intervals"
         + (f", {without} without one. " if without else ". ")
         + str(efficiency.attrs.get("caption", ""))

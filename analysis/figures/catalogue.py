@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.curves import curves, trunk_curves
+from analysis.evaluations import comparable
 from analysis.figures.budgets import budget_map, recycling_efficiency
 from analysis.figures.cosines import moment_and_update_cosines
 from analysis.figures.curves import loss_and_accuracy_by_sunk_flops
@@ -113,7 +114,7 @@ FIGURES = {
     )
 }
 _FROM_STORE: dict[str, Callable[[Store, str], pd.DataFrame]] = {
-    "cells": cells_table,
+    "cells": lambda store, study: comparable(cells_table(store, study)),
     "curves": curves,
     "trunks": trunk_curves,
     "norms": layer_norms,
@@ -122,20 +123,25 @@ _FROM_STORE: dict[str, Callable[[Store, str], pd.DataFrame]] = {
     "updates": update_cosines,
     "recoveries": recovery_costs,
     "lineage": lineage,
-    "rates": lambda store, study: rate_table(cells_table(store, study)),
+    "rates": lambda store, study: rate_table(comparable(cells_table(store, study))),
 }
 
 
 class StudyTables(Mapping[str, pd.DataFrame]):
     """The tables that figures of a stored study are drawn from, each read when it is first asked for.
 
-    `more` are tables that are not of this study's store alone: `budget_map` and `efficiency`, which laws are
-    fitted for, or `rates` with those of starting over.
+    `more` makes tables beyond those of this study: `budget_map` and `efficiency`, which laws are fitted for,
+    or `rates` with those of starting over. Cells and curves are of the study's main evaluation.
     """
 
-    def __init__(self, store: Store, study: str, more: Mapping[str, pd.DataFrame] | None = None) -> None:
-        self._read = {name: partial(read, store, study) for name, read in _FROM_STORE.items()}
-        self._known = dict(more or {})
+    def __init__(
+        self, store: Store, study: str, more: Mapping[str, Callable[[], pd.DataFrame]] | None = None
+    ) -> None:
+        self._read: dict[str, Callable[[], pd.DataFrame]] = {
+            name: partial(read, store, study) for name, read in _FROM_STORE.items()
+        }
+        self._read |= more or {}
+        self._known: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._known:
@@ -143,10 +149,13 @@ class StudyTables(Mapping[str, pd.DataFrame]):
         return self._known[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read | self._known)
+        return iter(self._read)
 
     def __len__(self) -> int:
-        return len(self._read | self._known)
+        return len(self._read)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._read
 
 
 def draw(entry: Entry, tables: Mapping[str, pd.DataFrame]) -> Drawing:

@@ -92,6 +92,9 @@ def _panels(table: pd.DataFrame) -> tuple[Figure, dict[tuple[str, str], Axes]]:
     names = [name for name in dict.fromkeys(table["family"]) if name != ALL_FAMILIES]
     counts = table[table["near"].notna()].groupby("family")["level"].nunique()
     graded = [name for name in names if 2 <= counts.get(name, 0) <= MAX_LEVELS]
+    if not names:
+        figure = new_figure(4.8, 3.2)
+        return figure, {(ALL_FAMILIES, MEAN): figure.subplots()}
     if len(names) == 1:
         figure = new_figure(4.8 * (1 + len(graded)), 3.2)
         axes = np.atleast_1d(figure.subplots(1, 1 + len(graded), sharex=True, sharey=True))
@@ -128,7 +131,9 @@ def _label(panels: dict[tuple[str, str], Axes], f_c: pd.Series) -> None:
         if what == MEAN:
             place = axes.get_subplotspec()
             top = shared is not None and place is not None and place.rowspan.start == 0
-            axes.set_title(family, **({"y": 1.0, "pad": 20} if top else {}))
+            axes.set_title(
+                "mean" if family == ALL_FAMILIES else family, **({"y": 1.0, "pad": 20} if top else {})
+            )
             if top:
                 f_c_axis(axes, 1.0, shared, "FLOPs / $F_c$" if axes is first else "")
                 axes.child_axes[0].xaxis.get_label().set(horizontalalignment="right", x=1.0)

@@ -252,9 +252,14 @@ class Store:
 
     def wall_s(self, trajectory_id: str) -> float | None:
         """Seconds of work spent on a trajectory by all its attempts."""
+        times = self.timings(trajectory_id)
+        return None if times is None else sum(line["wall_s"] for line in times)
+
+    def timings(self, trajectory_id: str) -> list[dict[str, Any]] | None:
+        """A line per task of all attempts: seconds, and the machine that it ran on; None where none is."""
         folder = self.folder(trajectory_id)
-        times = sorted(folder.glob("attempts/*/timing.jsonl")) if folder else []
-        return sum(line["wall_s"] for path in times for line in read_lines(path)) if times else None
+        paths = sorted(folder.glob("attempts/*/timing.jsonl")) if folder else []
+        return [line for path in paths for line in read_lines(path)] if paths else None
 
     def _lines(self, trajectory_id: str, name: str) -> list[dict[str, Any]]:
         folder = self.folder(trajectory_id)
