@@ -166,12 +166,12 @@ def _widen(
     scale = operator.router_noise if name.endswith(_ROUTER) else operator.noise_scale
     scale = scale if method.takes_noise else 0.0
     if scale > 0:  # in place: the noise is drawn where the copies will be
-        _draw_normal(copies, _seed(operator, "noise", name))
+        draw_normal(copies, _seed(operator, "noise", name))
         copies.mul_(scale * _std_of_each_matrix(name, tensor)).add_(tensor)
     else:
         copies.copy_(tensor.expand_as(copies))
     if method is WidthMethod.DROP_UPCYCLE and not name.endswith(_ROUTER):
-        new = _draw_normal(torch.empty_like(copies), _seed(operator, "dropped", name))
+        new = draw_normal(torch.empty_like(copies), _seed(operator, "dropped", name))
         new.mul_(_std_of_each_matrix(name, tensor))
         torch.where(_dropped(name, copies, operator), new, copies, out=copies)
     return grown
@@ -227,19 +227,19 @@ def _dropped(name: str, copies: Tensor, operator: Operator) -> Tensor:
 def _std_of_each_matrix(name: str, tensor: Tensor) -> Tensor:
     """σ, broadcastable to [..., rows, columns]: of the router, and of each expert's gate, up and down."""
     if not name.endswith(_IN):
-        return _std(tensor)
+        return matrix_std(tensor)
     halves = tensor.unflatten(-2, (2, -1))
-    return _std(halves).expand(*halves.shape[:-1], 1).flatten(-3, -2)
+    return matrix_std(halves).expand(*halves.shape[:-1], 1).flatten(-3, -2)
 
 
-def _std(matrices: Tensor) -> Tensor:
+def matrix_std(matrices: Tensor) -> Tensor:
     """The standard deviation of each [rows, columns]; torch's own is one pass and forty times slower here."""
     centred = matrices - matrices.mean(dim=(-2, -1), keepdim=True)
     norm = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True)
     return norm / (matrices.shape[-2] * matrices.shape[-1] - 1) ** 0.5
 
 
-def _draw_normal(out: Tensor, seed: int) -> Tensor:
+def draw_normal(out: Tensor, seed: int) -> Tensor:
     """Fills `out` with N(0, 1), each 2¹⁷ numbers from a stream of their own, so that a part can be drawn
     without the rest. On one thread: beside OpenMP's waiting workers a pool of two was slower."""
     for chunk, numbers in enumerate(out.view(-1).split(_CHUNK)):

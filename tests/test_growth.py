@@ -8,7 +8,7 @@ import pytest
 import tiny
 import torch
 
-from moe.growth import Moments, _draw_normal, grow_moments, grow_weights
+from moe.growth import Moments, draw_normal, grow_moments, grow_weights
 from moe.model import MoETransformer
 from moe.operator import DepthMethod, Operator, OptimizerState, WidthMethod
 from moe.seeds import derive_seed
@@ -118,7 +118,7 @@ def test_noise_is_what_its_law_says(source):
 
 
 def test_chunks_of_noise_are_independent():
-    numbers = _draw_normal(torch.empty(1 << 18), 5)
+    numbers = draw_normal(torch.empty(1 << 18), 5)
     assert numbers.std().item() == pytest.approx(1.0, abs=0.01)
     first, second = numbers.split(1 << 17)
     assert np.corrcoef(first, second)[0, 1] == pytest.approx(0, abs=0.02)
@@ -126,7 +126,7 @@ def test_chunks_of_noise_are_independent():
 
 def test_long_noise_keeps_its_bytes():
     """Stored branches hold them: chunks and streams change with CHILD_VERSION alone."""
-    numbers = _draw_normal(torch.empty(3 * (1 << 17) + 5), 5)
+    numbers = draw_normal(torch.empty(3 * (1 << 17) + 5), 5)
     expected = [
         torch.randn(n, generator=torch.Generator().manual_seed(derive_seed(5, chunk)))
         for chunk, n in enumerate((1 << 17, 1 << 17, 1 << 17, 5))

@@ -1,0 +1,1 @@
+"""Growing real Hugging Face checkpoints: streamed, verified, with their lineage."""

@@ -1,0 +1,161 @@
+"""A Hugging Face checkpoint on disk: its headers, and slices of its tensors."""
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe.plain import check
+
+INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_MAX_HEADER = 100 << 20  # bytes, as in the format's own reader
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor in a file: `begin` to `end` are its bytes there, rows first."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    begin: int
+    end: int
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def itemsize(self) -> int:
+        return DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """`config` is config.json; `tensors` come in the order of their layers. Nothing but headers was read."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: Mapping[str, Stored]
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({stored.path for stored in self.tensors.values()})
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(stored.end - stored.begin for stored in self.tensors.values())
+
+
+def open_checkpoint(directory: str | Path, key: str = "source") -> Checkpoint:
+    """Reads config.json and every header; ValueError, naming `key` and the file, for what is not whole.
+
+    The files may be sparse: their sizes are compared with their headers, their contents are not read.
+    """
+    directory = Path(directory)
+    check(directory.is_dir(), f"{key}={directory} is no folder; give one with config.json and *.safetensors")
+    config = _json(directory / "config.json", key)
+    index = directory / INDEX
+    if index.is_file():
+        named = _json(index, key).get("weight_map")
+        check(isinstance(named, dict) and bool(named), f"{key}: {index} has no weight_map")
+        assert isinstance(named, dict)
+        names = sorted(set(named.values()))
+    else:
+        named, names = None, [_SINGLE]
+    found: dict[str, Stored] = {}
+    for name in names:
+        path = directory / name
+        where = INDEX if named else directory
+        check(path.is_file(), f"{key}: {name} is missing, and {where} needs it; fetch it again")
+        found |= {stored.name: stored for stored in _header(path)}
+    for name, file in (named or {}).items():
+        here = found.get(name)
+        check(
+            here is not None and here.path.name == file,
+            f"{key}: {INDEX} says that {name} is in {file}, and it is not; fetch both again",
+        )
+    return Checkpoint(directory, config, found)
+
+
+def _json(path: Path, key: str) -> dict[str, Any]:
+    check(path.is_file(), f"{key}: {path} is missing")
+    try:
+        value = json.loads(path.read_text())
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"{key}: {path} is no JSON object")
+    return value
+
+
+def _header(path: Path) -> Iterator[Stored]:
+    """The tensors of one safetensors file: 8 bytes of length, JSON, bytes without gaps."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+        check(0 < length <= min(size - 8, _MAX_HEADER), f"{path} has no safetensors header; fetch it again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise ValueError(f"{path} has a damaged safetensors header; fetch it again") from None
+    base = 8 + length
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        begin, end = (base + offset for offset in entry["data_offsets"])
+        check(
+            end <= size,
+            f"{path} is cut short: {name} ends at byte {end} of {size}; fetch it again",
+        )
+        yield Stored(name, entry["dtype"], tuple(entry["shape"]), path, begin, end)
+
+
+class Reader:
+    """Slices of stored tensors, read at their place: memory is that of the slice, however large the file."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, int] = {}
+        self._lock = Lock()
+
+    def block(self, stored: Stored, index: int | None = None) -> Tensor:
+        """The tensor, or its `index`-th slice along the first axis, in fp32."""
+        shape = stored.shape if index is None else stored.shape[1:]
+        size = prod(shape) * stored.itemsize
+        content = bytearray(size)
+        view, place = memoryview(content), stored.begin + (index or 0) * size
+        while view:
+            count = os.preadv(self._file(stored.path), [view], place)
+            check(count > 0, f"{stored.path} ends within {stored.name}")
+            view, place = view[count:], place + count
+        return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape).float()
+
+    def copy_to(self, file: int, place: int, stored: Stored, first: int, size: int, step: int) -> None:
+        """`size` bytes of a tensor from its byte `first` on to `place` of an open file, `step` at a time."""
+        source, begin = self._file(stored.path), stored.begin + first
+        while size:
+            count = os.copy_file_range(source, file, min(step, size), begin, place)
+            check(count > 0, f"{stored.path} ends within {stored.name}")
+            size, begin, place = size - count, begin + count, place + count
+
+    def close(self) -> None:
+        for file in self._files.values():
+            os.close(file)
+        self._files.clear()
+
+    def _file(self, path: Path) -> int:
+        with self._lock:
+            if path not in self._files:
+                self._files[path] = os.open(path, os.O_RDONLY)
+            return self._files[path]

@@ -1,0 +1,475 @@
+"""Checkpoints of every architecture grow, load in transformers and compute what was promised."""
+
+import copy
+import itertools
+import json
+import re
+from pathlib import Path
+
+import checkpoints
+import pytest
+import torch
+from checkpoints import edit_config, load, logits, tensors_of
+
+from moe.operator import DepthMethod, Exactness, Operator, WidthMethod
+from moe.plain import parse
+from moe.recycle.architecture import ARCHITECTURES
+from moe.recycle.checkpoint import open_checkpoint
+from moe.recycle.plan import make_plan
+from moe.recycle.run import grow, planned
+from moe.recycle.settings import RecycleConfig
+from moe.recycle.writer import draft_of
+
+OPERATOR = {
+    "method": "none",
+    "depth_factor": 2,
+    "keep_first": 0,
+    "keep_last": 0,
+    "layer_map": None,
+    "copies": "exact",
+    "width_method": "none",
+    "width_factor": 2,
+    "noise_scale": 0.0,
+    "router_noise_scale": None,
+    "drop_fraction": 0.5,
+    "then": None,
+}
+
+
+def asked(source: Path, target: Path, *, threads=2, shard_size="5GB", seed=0, **growth) -> RecycleConfig:
+    given = {"do": "grow", "source": str(source), "target": str(target), "plan": None, "seed": seed}
+    given |= {"revision": None, "sunk_tokens": None, "sunk_flops": None, "shard_size": shard_size}
+    given |= {"memory_limit": "4GiB", "threads": threads, "growth": OPERATOR | growth}
+    return parse(RecycleConfig, given)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """A folder for each architecture."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: checkpoints.make(folder / name, name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="module")
+def before(sources):
+    return {name: logits(load(folder)) for name, folder in sources.items()}
+
+
+def grown(source: Path, target: Path, **settings) -> Path:
+    return grow(asked(source, target, **settings)).target
+
+
+# -- every architecture ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "growth",
+    [
+        {"width_method": "duplicate"},
+        {"width_method": "duplicate", "width_factor": 3},
+        {"width_method": "split"},
+        {"method": "interposition", "copies": "zeroed"},
+        {"method": "interposition", "copies": "zeroed", "width_method": "duplicate"},
+    ],
+    ids=lambda growth: " ".join(map(str, growth.values())),
+)
+def test_what_is_promised_to_be_exact_keeps_every_logit(sources, before, tmp_path, name, growth):
+    config = asked(sources[name], tmp_path / "grown", **growth)
+    assert planned(config).exactness is Exactness.EXACT
+    after = logits(load(grow(config).target))
+    torch.testing.assert_close(after, before[name], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("method", ["stack", "interposition"])
+def test_depth_is_that_of_the_model_with_its_layers_copied_in_memory(sources, tmp_path, name, method):
+    """The oracle copies modules of the loaded model, not names of tensors."""
+    dense = 1 if ARCHITECTURES[name].dense_prefix else 0
+    model = load(sources[name])
+    order = [0, 1, 2] * 2 if method == "stack" else [0, 0, 1, 1, 2, 2]
+    if dense and method == "stack":
+        order = [0, 1, 2, 1, 2]
+    layers = torch.nn.ModuleList(copy.deepcopy(model.model.layers[old]) for old in order)
+    for new, layer in enumerate(layers):
+        layer.self_attn.layer_idx = new
+    model.model.layers = layers
+    model.config.num_hidden_layers = model.model.config.num_hidden_layers = len(order)
+    kinds = getattr(model.config, "layer_types", None)
+    if kinds:
+        model.config.layer_types = [kinds[old] for old in order]
+    keep = {"keep_first": 1} if dense and method == "stack" else {}
+    after = load(grown(sources[name], tmp_path / "grown", method=method, **keep))
+    torch.testing.assert_close(logits(after), logits(model), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_grown_model_generates_with_its_cache_what_it_computes_without(sources, tmp_path, name):
+    model = load(grown(sources[name], tmp_path / "grown", method="interposition", width_method="duplicate"))
+    tokens = torch.tensor([[5, 9, 20, 33]])
+    made = model.generate(tokens, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=True)
+    for length in range(4, 8):
+        with torch.no_grad():
+            row = model(made[:, :length]).logits[0, -1]
+        row[2] = -torch.inf  # the end is forbidden by min_new_tokens
+        assert int(row.argmax()) == int(made[0, length])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_noise_is_on_copies_alone_and_of_the_size_that_was_asked_for(sources, tmp_path, name):
+    """σ is that of the matrix that was copied; sources, shared experts and biases stay as they were."""
+    target = grown(sources[name], tmp_path / "grown", width_method="duplicate", noise_scale=0.1)
+    old, new = tensors_of(sources[name]), tensors_of(target)
+    ratios = []
+    for key, tensor in new.items():
+        number = re.search(r"experts\.(\d+)\.", key)
+        if number:
+            source = old[key.replace(number[0], f"experts.{int(number[1]) % 4}.")]
+            if int(number[1]) < 4:
+                assert torch.equal(tensor, source)
+            else:
+                ratios.append((tensor - source).std() / source.std())
+        elif tensor.shape == old[key].shape:
+            assert torch.equal(tensor, old[key])
+        else:
+            own, copied = tensor.chunk(2)
+            assert torch.equal(own, old[key])
+            if key.endswith("bias"):
+                assert torch.equal(copied, own)
+            elif own.ndim == 2:
+                ratios.append((copied - own).std() / own.std())
+            else:
+                ratios += [(c - o).std() / o.std() for c, o in zip(copied, own, strict=True)]
+    assert 0.095 < torch.stack(ratios).mean() < 0.105
+    assert torch.stack(ratios).min() > 0.05
+
+
+def test_gate_and_up_have_a_sigma_each_where_they_share_a_tensor(sources, tmp_path):
+    for name, parts in (
+        ("granitemoe", lambda w: (w[:24], w[24:])),
+        ("gpt_oss", lambda w: (w[:, 0::2], w[:, 1::2])),
+    ):
+        folder = checkpoints.make(tmp_path / name, name)
+        tensors = tensors_of(folder)
+        key = next(key for key in tensors if "input_linear" in key or key.endswith("gate_up_proj"))
+        parts(tensors[key][1])[1].mul_(100)
+        checkpoints.rewrite(folder, tensors)
+        target = grown(folder, tmp_path / f"{name} grown", width_method="duplicate", noise_scale=0.1)
+        noise = tensors_of(target)[key][4 + 1] - tensors[key][1]
+        for part, source in zip(parts(noise), parts(tensors[key][1]), strict=True):
+            assert 0.085 < part.std() / source.std() < 0.115
+
+
+@pytest.mark.parametrize("name", ["mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "gpt_oss", "granitemoe"])
+def test_the_auxiliary_loss_weighs_what_it_weighed(sources, tmp_path, name):
+    tokens = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+
+    def auxiliary(folder: Path) -> float:
+        model = load(folder)
+        with torch.no_grad():
+            found = model(tokens, labels=tokens, output_router_logits=True)
+        return model.router_aux_loss_coef * float(found.aux_loss)
+
+    target = grown(sources[name], tmp_path / "grown", width_method="duplicate")
+    assert auxiliary(target) == pytest.approx(auxiliary(sources[name]), rel=1e-5)
+
+
+def test_experts_fused_on_disk_grow_to_what_single_ones_do(sources, tmp_path):
+    folder = checkpoints.make(tmp_path / "fused", "qwen3_moe")
+    tensors = tensors_of(folder)
+    for layer in range(3):
+        prefix = f"model.layers.{layer}.mlp.experts."
+        own = {
+            part: [tensors.pop(f"{prefix}{e}.{part}_proj.weight") for e in range(4)]
+            for part in ("gate", "up", "down")
+        }
+        pairs = zip(own["gate"], own["up"], strict=True)
+        tensors[f"{prefix}gate_up_proj"] = torch.stack([torch.cat(pair) for pair in pairs])
+        tensors[f"{prefix}down_proj"] = torch.stack(own["down"])
+    checkpoints.rewrite(folder, tensors)
+    for growth in ({"width_method": "duplicate"}, {"width_method": "split"}):
+        one = grown(sources["qwen3_moe"], tmp_path / f"single {growth['width_method']}", **growth)
+        fused = grown(folder, tmp_path / f"fused {growth['width_method']}", **growth)
+        found, expected = tensors_of(fused), tensors_of(one)
+        for e in range(8):
+            gate_up = found["model.layers.1.mlp.experts.gate_up_proj"][e]
+            names = [f"model.layers.1.mlp.experts.{e}.{part}_proj.weight" for part in ("gate", "up")]
+            assert torch.equal(gate_up, torch.cat([expected[name] for name in names]))
+
+
+def test_blocks_of_multi_token_prediction_stay_behind_the_layers_and_are_widened_with_them(sources, tmp_path):
+    folder = checkpoints.make(tmp_path / "with", "deepseek_v3")
+    tensors = tensors_of(folder)
+    behind = {k.replace("layers.2.", "layers.3."): v.clone() for k, v in tensors.items() if "layers.2." in k}
+    behind |= {
+        "model.layers.3.eh_proj.weight": torch.randn(32, 64),
+        "model.layers.3.enorm.weight": torch.ones(32),
+    }
+    behind["model.layers.3.shared_head.head.weight"] = torch.randn(64, 32)
+    checkpoints.rewrite(folder, tensors | behind)
+    found = tensors_of(grown(folder, tmp_path / "grown", method="interposition", width_method="duplicate"))
+    assert torch.equal(found["model.layers.6.eh_proj.weight"], behind["model.layers.3.eh_proj.weight"])
+    assert "model.layers.6.mlp.experts.7.up_proj.weight" in found
+    assert not any("eh_proj" in key and "layers.6." not in key for key in found)
+
+
+# -- bytes -----------------------------------------------------------------------------------------------
+
+ORTHOGONAL = {"method": "interposition", "width_method": "duplicate", "noise_scale": 0.01}
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_numbers_do_not_depend_on_threads_or_files(sources, tmp_path):
+    found = [
+        tensors_of(grown(sources["gpt_oss"], tmp_path / f"{nth}", **settings, **ORTHOGONAL))
+        for nth, settings in enumerate([{"threads": 1}, {"threads": 4}, {"threads": 3, "shard_size": "60KB"}])
+    ]
+    assert all(found[0].keys() == other.keys() for other in found[1:])
+    for key, other in itertools.product(found[0], found[1:]):
+        assert torch.equal(found[0][key], other[key])
+    again = tensors_of(grown(sources["gpt_oss"], tmp_path / "other seed", seed=1, **ORTHOGONAL))
+    assert any(not torch.equal(found[0][key], again[key]) for key in again)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
+def test_a_growth_stopped_anywhere_goes_on_and_ends_with_the_same_bytes(sources, tmp_path, share):
+    whole = grown(sources["mixtral"], tmp_path / "whole", shard_size="60KB", **ORTHOGONAL)
+    config = asked(sources["mixtral"], tmp_path / "whole2", shard_size="60KB", **ORTHOGONAL)
+
+    def stop(done: int, total: int) -> None:
+        if done > share * total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grow(config, stop)
+    assert not Path(config.target).exists()
+    done = {
+        path.name: path.stat().st_mtime_ns for path in draft_of(Path(config.target)).glob("*.safetensors")
+    }
+    assert grow(config).written.num_shards == len(list(whole.glob("*.safetensors"))) - len(done)
+    assert bytes_of(Path(config.target)) == bytes_of(whole)
+    assert all((Path(config.target) / name).stat().st_mtime_ns == at for name, at in done.items())
+    assert not draft_of(Path(config.target)).exists()
+
+
+def test_the_source_is_left_as_it_was_and_a_second_call_writes_nothing(sources, tmp_path):
+    before = bytes_of(sources["olmoe"])
+    target = grown(sources["olmoe"], tmp_path / "grown", **ORTHOGONAL)
+    there = bytes_of(target)
+    assert grow(asked(sources["olmoe"], target, **ORTHOGONAL)).written is None
+    assert bytes_of(target) == there
+    assert bytes_of(sources["olmoe"]) == before
+
+
+def test_growing_twice_chains_the_lineage_and_the_card_tells_it(sources, tmp_path):
+    source = checkpoints.make(tmp_path / "base", "mixtral")
+    (source / "README.md").write_text("# Base\n\nWhat it is.\n")
+    (source / "tokenizer.json").write_text("{}")
+    first = grown(source, tmp_path / "deep", method="interposition")
+    second = grown(first, tmp_path / "wide", width_method="duplicate", noise_scale=0.01)
+    growths = json.loads((second / "growth.json").read_text())["growths"]
+    assert [growth["label"] for growth in growths] == ["interposition", "duplicate"]
+    assert [growth["source"] for growth in growths] == ["base", "deep"]
+    assert set(growths[1]["source_sha256"]) == {"model.safetensors"}
+    card = (second / "README.md").read_text()
+    assert card.startswith("# Base\n\nWhat it is.\n")
+    assert card.count("## Grown with Regrow") == 1
+    assert "2. duplicate, noise 0.01, seed 0: deep" in card
+    assert (second / "tokenizer.json").read_text() == "{}"
+
+
+# -- plans -----------------------------------------------------------------------------------------------
+
+
+def seventeen(tmp_path: Path) -> Path:
+    """The paper's 17B in the layout of Qwen3-MoE, sizes that are not published chosen to match."""
+    config = {"model_type": "qwen3_moe", "vocab_size": 184_320, "hidden_size": 2048, "num_hidden_layers": 28}
+    config |= {"num_experts": 96, "num_experts_per_tok": 6, "moe_intermediate_size": 1024}
+    shapes = {"model.embed_tokens.weight": [184_320, 2048], "lm_head.weight": [184_320, 2048]}
+    for layer in range(28):
+        prefix = f"model.layers.{layer}."
+        attention = {"q": [2048, 2048], "k": [512, 2048], "v": [512, 2048], "o": [2048, 2048]}
+        shapes |= {f"{prefix}self_attn.{part}_proj.weight": shape for part, shape in attention.items()}
+        shapes[f"{prefix}mlp.gate.weight"] = [96, 2048]
+        for expert in range(96):
+            own = f"{prefix}mlp.experts.{expert}."
+            shapes |= {f"{own}{part}_proj.weight": [1024, 2048] for part in ("gate", "up")}
+            shapes[f"{own}down_proj.weight"] = [2048, 1024]
+    return checkpoints.header_only(tmp_path / "17B", config, shapes)
+
+
+def test_the_papers_17b_becomes_its_35b_and_70b(tmp_path):
+    """arXiv 2510.08008 §5: 18.0, 35.2, 69.0B in all; 2.1, 3.5, 5.6B activated."""
+    source = open_checkpoint(seventeen(tmp_path))
+    deep = Operator(method=DepthMethod.INTERPOSITION, depth_factor=2)
+    both = Operator(
+        method=DepthMethod.INTERPOSITION, depth_factor=2, width_method=WidthMethod.DUPLICATE, width_factor=2
+    )
+    plans = [make_plan(source, deep), make_plan(source, both)]
+    sizes = [plans[0].before, plans[0].after, plans[1].after]
+    assert [size.total_params / 1e9 for size in sizes] == pytest.approx([18.0, 35.2, 69.0], rel=0.01)
+    assert [size.activated_params / 1e9 for size in sizes] == pytest.approx([2.1, 3.5, 5.6], rel=0.01)
+    assert plans[1].after.num_bytes == 2 * plans[1].after.total_params
+
+
+def test_every_target_is_covered_by_its_pieces(sources):
+    for name, folder in sources.items():
+        for method in set(WidthMethod) - {WidthMethod.TOP_K_ONLY}:
+            drop = 0.5 if method is WidthMethod.DROP_UPCYCLE else 0.0
+            factor = 1 if method is WidthMethod.NONE else 2
+            plan = make_plan(
+                open_checkpoint(folder),
+                Operator(
+                    method=DepthMethod.RANDOM,
+                    depth_factor=2,
+                    width_method=method,
+                    width_factor=factor,
+                    drop_fraction=drop,
+                    seed=0,
+                ),
+            )
+            for target in plan.targets:
+                assert sum(piece.num_bytes for piece in target.pieces) == target.num_bytes, (
+                    name,
+                    target.name,
+                )
+
+
+def test_dropped_units_are_the_same_in_all_matrices_of_an_expert(sources, tmp_path):
+    growth = {"width_method": "drop_upcycle", "drop_fraction": 0.25}
+    old = tensors_of(sources["olmoe"])
+    new = tensors_of(grown(sources["olmoe"], tmp_path / "grown", **growth))
+    name = "model.layers.1.mlp.experts.{}.{}_proj.weight"
+    rows = [(new[name.format(5, p)] != old[name.format(1, p)]).any(1) for p in ("gate", "up")]
+    columns = (new[name.format(5, "down")] != old[name.format(1, "down")]).any(0)
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], columns)
+    assert int(columns.sum()) == 6
+
+
+# -- bad input -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(tmp_path):
+    return checkpoints.make(tmp_path / "broken", "mixtral")
+
+
+def refused(source: Path, match: str, **growth) -> None:
+    target = source.parent / "target"
+    with pytest.raises(ValueError, match=match):
+        grow(asked(source, target, **(growth or {"width_method": "duplicate"})))
+    assert not target.exists()
+    assert not draft_of(target).exists()
+
+
+def test_an_unknown_architecture_is_refused_with_those_that_are_known(broken):
+    edit_config(broken, model_type="llama")
+    refused(broken, "'llama' of config.json is not known; there are mixtral, olmoe")
+
+
+def test_a_tensor_that_no_pattern_matches_is_named(broken):
+    checkpoints.rewrite(broken, tensors_of(broken) | {"model.layers.1.adapter.weight": torch.zeros(2)})
+    refused(broken, r"1 tensors are not known in a mixtral: model\.layers\.1\.adapter\.weight")
+
+
+def test_a_missing_file_is_named(broken):
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (broken / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(broken, "model-00001-of-00002.safetensors is missing")
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda content: content[:-10], "model.safetensors is cut short: "),
+        (lambda content: content[:5], "model.safetensors has no safetensors header"),
+        (
+            lambda content: content[:20] + b"\x00" * 20 + content[40:],
+            "model.safetensors has a damaged safetensors header",
+        ),
+        (lambda content: b"\xff" * 8 + content[8:], "model.safetensors has no safetensors header"),
+    ],
+)
+def test_a_damaged_file_is_named(broken, damage, match):
+    path = broken / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    refused(broken, match)
+
+
+def test_codes_are_not_weights(broken):
+    edit_config(broken, quantization_config={"quant_method": "mxfp4"})
+    refused(broken, r"quantization_config \(mxfp4\)")
+    edit_config(broken, quantization_config=None)
+    tensors = tensors_of(broken)
+    name = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+    checkpoints.rewrite(broken, tensors | {name: tensors[name].to(torch.float8_e4m3fn)})
+    refused(broken, rf"{re.escape(name)} in model.safetensors is F8_E4M3")
+
+
+def test_a_config_that_counts_other_experts_is_refused(broken):
+    edit_config(broken, num_local_experts=8)
+    refused(broken, "layer 0 does not have the 8 experts")
+
+
+def test_a_folder_that_is_there_is_not_written_over(broken):
+    target = broken.parent / "target"
+    target.mkdir()
+    (target / "precious").write_text("x")
+    with pytest.raises(ValueError, match="is there and is not this growth"):
+        grow(asked(broken, target, width_method="duplicate"))
+    assert [path.name for path in target.iterdir()] == ["precious"]
+    other = broken.parent / "other"
+    grow(asked(broken, other, width_method="duplicate"))
+    with pytest.raises(ValueError, match="is there and is not this growth"):
+        grow(asked(broken, other, width_method="duplicate", noise_scale=0.01))
+
+
+def test_a_draft_of_another_growth_is_not_gone_on_with(broken):
+    target = broken.parent / "target"
+    with pytest.raises(KeyboardInterrupt):
+        grow(asked(broken, target, width_method="duplicate"), _interrupt)
+    with pytest.raises(ValueError, match="is the draft of another growth"):
+        grow(asked(broken, target, width_method="split"))
+
+
+def _interrupt(done: int, total: int) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_disk_that_is_too_small_is_found_before_anything_is_written(broken, monkeypatch):
+    from moe.recycle import run
+
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    refused(broken, "needs .* GB more, and .* has 1e-06 GB free")
+
+
+def test_memory_that_is_too_small_is_found_before_anything_is_written(broken):
+    from dataclasses import replace
+
+    target = broken.parent / "target"
+    small = replace(asked(broken, target, width_method="duplicate", noise_scale=0.1), memory_limit="10MiB")
+    with pytest.raises(ValueError, match=r"memory_limit=10 MiB does not hold the program .* give at least"):
+        grow(small)
+    assert not draft_of(target).exists()
+
+
+@pytest.mark.parametrize(
+    ("growth", "match"),
+    [
+        ({"method": "none", "width_method": "none"}, "grow nothing"),
+        ({"method": "interposition", "depth_factor": 1}, "growth.depth_factor=1 must be at least 2"),
+        ({"width_method": "duplicate", "noise_scale": -1.0}, "growth.noise_scale=-1.0 must not be negative"),
+    ],
+)
+def test_a_growth_that_is_none_is_refused(broken, growth, match):
+    with pytest.raises(ValueError, match=match):
+        asked(broken, broken.parent / "target", **growth)
+
+
+def test_stacking_over_a_dense_first_layer_says_what_to_keep(sources, tmp_path):
+    with pytest.raises(ValueError, match=r"set growth\.keep_first=1, or choose interposition"):
+        grow(asked(sources["deepseek_v3"], tmp_path / "target", method="stack"))
