@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint on disk: its headers, and slices of its tensors."""
 
+import errno
 import json
 import os
 import struct
@@ -17,6 +18,8 @@ from moe.plain import check
 
 INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_NO_COPY_FILE_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_READ_BYTES = 1 << 20  # at a time, where the kernel does not copy
 _MAX_HEADER = 100 << 20  # bytes, as in the format's own reader
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -122,6 +125,16 @@ def _header(path: Path) -> Iterator[Stored]:
         yield Stored(name, entry["dtype"], tuple(entry["shape"]), path, begin, end)
 
 
+def _copy_range(source: int, target: int, size: int, begin: int, place: int) -> int:
+    """How many bytes were copied, by the kernel alone where it can between these two files."""
+    try:
+        return os.copy_file_range(source, target, size, begin, place)
+    except OSError as error:
+        if error.errno not in _NO_COPY_FILE_RANGE:
+            raise
+    return os.pwrite(target, os.pread(source, min(size, _READ_BYTES), begin), place)
+
+
 class Reader:
     """Slices of stored tensors, read at their place: memory is that of the slice, however large the file."""
 
@@ -131,6 +144,10 @@ class Reader:
 
     def block(self, stored: Stored, index: int | None = None) -> Tensor:
         """The tensor, or its `index`-th slice along the first axis, in fp32."""
+        return self.own_block(stored, index).float()
+
+    def own_block(self, stored: Stored, index: int | None = None) -> Tensor:
+        """The same in the type that it is stored in."""
         shape = stored.shape if index is None else stored.shape[1:]
         size = prod(shape) * stored.itemsize
         content = bytearray(size)
@@ -139,13 +156,13 @@ class Reader:
             count = os.preadv(self._file(stored.path), [view], place)
             check(count > 0, f"{stored.path} ends within {stored.name}")
             view, place = view[count:], place + count
-        return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape).float()
+        return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape)
 
     def copy_to(self, file: int, place: int, stored: Stored, first: int, size: int, step: int) -> None:
         """`size` bytes of a tensor from its byte `first` on to `place` of an open file, `step` at a time."""
         source, begin = self._file(stored.path), stored.begin + first
         while size:
-            count = os.copy_file_range(source, file, min(step, size), begin, place)
+            count = _copy_range(source, file, min(step, size), begin, place)
             check(count > 0, f"{stored.path} ends within {stored.name}")
             size, begin, place = size - count, begin + count, place + count
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from threading import Event
 
 from moe.plain import check
 from moe.recycle.checkpoint import open_checkpoint
@@ -15,7 +16,7 @@ from moe.recycle.lineage import card_of, chained, entry_of, growths_of, identity
 from moe.recycle.plan import Plan, make_plan
 from moe.recycle.settings import RecycleConfig, num_bytes
 from moe.recycle.shards import Shard, shards_of
-from moe.recycle.writer import Written, digests, draft_of, finish, threads_within, write
+from moe.recycle.writer import Written, digest_of, draft_of, finish, threads_within, write
 
 _SPARE_BYTES = 64 << 20  # of a disk: config, tokenizer, journal
 
@@ -67,13 +68,17 @@ def grow(config: RecycleConfig, progress: Callable[[int, int], None] = lambda do
         progress(done, total)
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(1) as pool:  # the sources' digests are taken beside the writing
-        hashing = pool.submit(lambda: dict(digests(plan.source.files)))
-        identity = identity_of(plan, shard_bytes)
-        written = write(
-            plan, shards, target, identity=identity, seed=config.seed, threads=threads, progress=advance
-        )
-        entry["source_sha256"] = hashing.result()
+    stop = Event()
+    with ThreadPoolExecutor(config.num_threads) as pool:  # the sources' digests are taken beside the writing
+        hashing = {path.name: pool.submit(digest_of, path, stop) for path in plan.source.files}
+        try:
+            identity = identity_of(plan, shard_bytes)
+            written = write(
+                plan, shards, target, identity=identity, seed=config.seed, threads=threads, progress=advance
+            )
+            entry["source_sha256"] = {name: found.result() for name, found in hashing.items()}
+        finally:
+            stop.set()
     lineage = chained(plan.source.directory, entry)
     finish(plan, shards, target, lineage, card_of(plan.source.directory, lineage))
     return Grown(plan=plan, target=target, written=written, seconds=time.monotonic() - begun)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -15,21 +15,24 @@ import torch
 
 from moe.files import append_lines, read_lines, write_bytes, write_json
 from moe.plain import check
-from moe.recycle.block import changed
+from moe.recycle.block import CHUNK_BYTES, changed
 from moe.recycle.checkpoint import DTYPES, INDEX, Reader
 from moe.recycle.plan import Piece, Plan, Target
 from moe.recycle.shards import Shard, index_of
 
 JOURNAL = "journal.jsonl"
 _COPY_BYTES = 8 << 20
-_COPIES_IN_FP32 = 4  # of a block: itself, its noise, their sum, and what a standard deviation needs
+_HASHED_BYTES = 1 << 20
+_COPIES = 3  # of a block: as it was read, the part of it that is taken, what becomes of it
+_WARM_BYTES = 32 << 20  # what the first numbers of a process load: code of torch, threads' own stores
 _NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 _OWN = {"config.json", INDEX, "README.md", "growth.json", ".gitattributes"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What one call did: bytes of the shards that it wrote, and its most memory."""
+    """What one call did: bytes of the shards that it wrote; `peak_bytes` is the most memory that its process
+    ever held, by the kernel's account (VmHWM), mapped libraries included."""
 
     num_bytes: int
     num_shards: int
@@ -47,12 +50,13 @@ def threads_within(plan: Plan, memory_limit: int, threads: int) -> int:
     ValueError if not even one does.
     """
     now, block = memory_bytes(), _largest_block(plan)
-    room = memory_limit - now - _COPY_BYTES
+    beside = (_WARM_BYTES if block else 0) + _COPY_BYTES
+    room = memory_limit - now - beside
     check(
         room >= block,
         f"memory_limit={memory_limit / 2**20:.0f} MiB does not hold the program ({now / 2**20:.0f} MiB) and "
         f"the largest matrix of an expert at work ({block / 2**20:.0f} MiB); give at least "
-        f"{(now + _COPY_BYTES + block) / 2**20:.0f} MiB",
+        f"{(now + beside + block) / 2**20:.0f} MiB",
     )
     return max(1, min(threads, room // max(block, 1)))
 
@@ -61,6 +65,12 @@ def memory_bytes() -> int:
     """The memory that this process holds now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) << 10
 
 
 def write(
@@ -80,7 +90,7 @@ def write(
     draft = draft_of(target)
     draft.mkdir(parents=True, exist_ok=True)
     done = _begin(draft, identity)
-    peak, written, stop = memory_bytes(), 0, Event()
+    written, stop = 0, Event()
     reader = Reader()
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small matrices: threads work on different ones
@@ -89,7 +99,7 @@ def write(
             if shard.name in done:
                 progress(shard.num_bytes)
                 continue
-            peak = max(peak, _write_shard(draft, shard, reader, seed, threads, progress, stop))
+            _write_shard(draft, shard, reader, seed, threads, progress, stop)
             append_lines(draft / JOURNAL, [{"shard": shard.name, "bytes": shard.num_bytes}])
             written += 1
     finally:
@@ -97,7 +107,7 @@ def write(
         reader.close()
         torch.set_num_threads(torch_threads)
     num_bytes = sum(shard.num_bytes for shard in shards if shard.name not in done)
-    return Written(num_bytes=num_bytes, num_shards=written, peak_bytes=peak)
+    return Written(num_bytes=num_bytes, num_shards=written, peak_bytes=peak_bytes())
 
 
 def finish(plan: Plan, shards: Sequence[Shard], target: Path, lineage: dict[str, Any], card: str) -> None:
@@ -143,10 +153,9 @@ def _write_shard(
     threads: int,
     progress: Callable[[int], None],
     stop: Event,
-) -> int:
-    """One file, under another name until it is whole; the most memory that was seen meanwhile."""
+) -> None:
+    """One file, under another name until it is whole."""
     part = draft / f"{shard.name}.part"
-    peak = 0
     with part.open("wb") as file:
         file.truncate(shard.num_bytes)
         os.pwrite(file.fileno(), shard.header, 0)
@@ -163,10 +172,8 @@ def _write_shard(
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
                 running |= {pool.submit(work, job) for job in islice(jobs, len(ended))}
                 progress(sum(future.result() for future in ended))
-                peak = max(peak, memory_bytes())
         os.fsync(file.fileno())
     os.replace(part, draft / shard.name)
-    return peak
 
 
 def _write_piece(file: int, target: Target, piece: Piece, place: int, reader: Reader, seed: int) -> None:
@@ -175,8 +182,9 @@ def _write_piece(file: int, target: Target, piece: Piece, place: int, reader: Re
         row = (source.end - source.begin) // (source.shape[0] if piece.index is not None else 1)
         reader.copy_to(file, place, source, (piece.index or 0) * row, piece.num_bytes, _COPY_BYTES)
         return
-    block = changed(reader.block(source, piece.index), piece.change, seed).to(DTYPES[target.dtype])
-    _write_at(file, place, block.contiguous().view(torch.uint8).numpy().data.cast("B"))
+    block = changed(reader.own_block(source, piece.index), piece.change, seed)
+    assert block.dtype == DTYPES[target.dtype], target.name
+    _write_at(file, place, block.view(torch.uint8).numpy().data.cast("B"))
 
 
 def _write_at(file: int, place: int, content: memoryview) -> None:
@@ -190,7 +198,8 @@ def _largest_block(plan: Plan) -> int:
     sizes = (
         piece.source.numel
         // (piece.source.shape[0] if piece.index is not None else 1)
-        * (_COPIES_IN_FP32 * 4 + 2 * piece.source.itemsize)
+        * (_COPIES * piece.source.itemsize + 4 * (piece.change.new is not None) + bool(piece.change.dropped))
+        + CHUNK_BYTES
         for target in plan.targets
         for piece in target.pieces
         if piece.change is not None
@@ -198,8 +207,10 @@ def _largest_block(plan: Plan) -> int:
     return max(sizes, default=0)
 
 
-def digests(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """(file name, SHA-256) of each file, read in pieces."""
-    for path in paths:
-        with path.open("rb") as file:
-            yield path.name, hashlib.file_digest(file, "sha256").hexdigest()
+def digest_of(path: Path, stop: Event) -> str:
+    """SHA-256 of a file, read in pieces; of what was read until `stop`."""
+    sha, piece = hashlib.sha256(), bytearray(_HASHED_BYTES)
+    with path.open("rb", buffering=0) as file:
+        while not stop.is_set() and (count := file.readinto(piece)):
+            sha.update(memoryview(piece)[:count])
+    return sha.hexdigest()
