@@ -126,7 +126,7 @@ def _facts(c: WorldConfig) -> _Graded:
 
 
 def _grammar(c: WorldConfig) -> _Graded:
-    """Per clause a noun in a number, half the time a preposition and another, and a verb; its form is known."""
+    """Per clause a noun in a number, half the time another behind a preposition, a verb of known form."""
     level = np.arange(c.max_depth + 1)
     noun = _nats(_shares(c.num_nouns, c.noun_zipf)) + math.log(2)
     clause = noun + math.log(2) + (math.log(4) + noun) / 2 + math.log(c.num_verbs)
