@@ -77,23 +77,24 @@ def floor_of(cells: pd.DataFrame, questions: Iterable[Question], asked: Asked = 
     named = f"the entropy of the data, {floor:.4g} nats per token,"
     if floor >= least:
         return Floor(why=f"E is left free: {named} is not below the least loss, {least:.4g}.")
-    lost = sum(_lost(*question, floor) for question in questions)
-    if lost > WORSE:
+    told = [change for question in questions if (change := _lost(*question, floor)) is not None]
+    if (lost := sum(told)) > WORSE:
         return Floor(
             why=f"E is left free: held at {named} the laws fit worse (AICc +{lost:.1f}). Where a model's "
             "size stands in the way, its losses end above that."
         )
-    return Floor(held=floor, why=f"E = {floor:.4g} nats per token, the entropy of the data, is held.")
+    untold = "" if told else ", untested: the points are too few"
+    return Floor(held=floor, why=f"E = {floor:.4g} nats per token, the entropy of the data, is held{untold}.")
 
 
-def _lost(points: Points, laws: tuple[Law, ...], floor: float) -> float:
-    """By how much the least AICc rises when E is held, at one δ; 0 where that cannot be told."""
+def _lost(points: Points, laws: tuple[Law, ...], floor: float) -> float | None:
+    """By how much the least AICc rises when E is held, at one δ; None where points are too few to tell."""
     laws = tuple(law for law in laws if FLOOR in [p.name for p in law.parameters])
     try:
         free = compare(points, laws, resamples=0, left_out=False).fits
     except ValueError:
-        return 0.0
+        return None
     noise, laws = free[0].delta / HUBER, tuple(fit.law for fit in free)
     held = compare(points, laws, fixed={FLOOR: floor}, noise=noise, resamples=0, left_out=False).fits
     before, after = free[0].aicc, held[0].aicc  # the best come first
-    return 0.0 if before is None or after is None else after - before
+    return None if before is None or after is None else after - before

@@ -75,6 +75,12 @@ def test_an_entropy_that_losses_are_not_above_is_not_held(cells):
     assert "is not below the least loss" in laws.floor.why
 
 
+def test_with_too_few_points_to_tell_the_entropy_is_held_and_called_untested(cells):
+    few = (cells["replicate"] == cells["replicate"].iloc[0]) & (cells["kind"] != "scratch_total")
+    one = cells[few].assign(entropy_floor=E)
+    assert fitted(one).floor.why.endswith("is held, untested: the points are too few.")
+
+
 def test_cells_of_several_entropies_leave_e_free(cells):
     mixed = cells.assign(entropy_floor=E)
     mixed.loc[mixed["kind"] == CONTINUED, "entropy_floor"] = 1.4
