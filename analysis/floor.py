@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from analysis.laws import FLOOR, Law, Points
-from analysis.laws.fitting import HUBER, compare
+from analysis.laws.fitting import HUBER, Fit, compare
 from moe.plain import check
 
 FREE = "free"
-WORSE = 4.0  # of AICc: what a law that is held may lose before it is set free
+WORSE = 2.0  # of AICc: what a law that is held may lose before it is set free
 
 Asked = float | str | None  # nats per token, "free", or None for what the data says
 Question = tuple[Points, tuple[Law, ...]]
@@ -88,13 +88,27 @@ def floor_of(cells: pd.DataFrame, questions: Iterable[Question], asked: Asked = 
 
 
 def _lost(points: Points, laws: tuple[Law, ...], floor: float) -> float | None:
-    """By how much the least AICc rises when E is held, at one δ; None where points are too few to tell."""
+    """By how much the least AICc rises when E is held, at one δ; None where points are too few to tell.
+
+    What a trunk's points have in common is taken out first: it would hide how the curve bends.
+    """
     laws = tuple(law for law in laws if FLOOR in [p.name for p in law.parameters])
+    options = {"resamples": 0, "left_out": False}
     try:
-        free = compare(points, laws, resamples=0, left_out=False).fits
+        rough = compare(points, laws, **options).fits
+        points = _without_trunks(points, rough[0])
+        laws = tuple(fit.law for fit in rough)
+        free = compare(points, laws, **options).fits
+        held = compare(points, laws, fixed={FLOOR: floor}, noise=free[0].delta / HUBER, **options).fits
     except ValueError:
         return None
-    noise, laws = free[0].delta / HUBER, tuple(fit.law for fit in free)
-    held = compare(points, laws, fixed={FLOOR: floor}, noise=noise, resamples=0, left_out=False).fits
     before, after = free[0].aicc, held[0].aicc  # the best come first
     return None if before is None or after is None else after - before
+
+
+def _without_trunks(points: Points, fit: Fit) -> Points:
+    """Losses less what their trunk is off from a law on average, in logarithms."""
+    off = np.log(points.loss / fit.predict(points))
+    _, trunk = np.unique(points.trunk, return_inverse=True)
+    mean = np.bincount(trunk, off) / np.bincount(trunk)
+    return replace(points, loss=points.loss * np.exp(mean.mean() - mean[trunk]))
