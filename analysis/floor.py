@@ -12,7 +12,7 @@ from analysis.laws.fitting import HUBER, Fit, compare
 from moe.plain import check
 
 FREE = "free"
-WORSE = 2.0  # of AICc: what a law that is held may lose before it is set free
+WORSE = 4.0  # of AICc: what a law that is held may lose before it is set free
 
 Asked = float | str | None  # nats per token, "free", or None for what the data says
 Question = tuple[Points, tuple[Law, ...]]

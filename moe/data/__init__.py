@@ -94,7 +94,7 @@ def entropy_floor(config: DataConfig, families: Sequence[str]) -> float | None:
     """
     match config:
         case WorldConfig():
-            found = held_out_entropy(config, families)
+            found = held_out_entropy(config, tuple(families))
             return None if found is None else round(found, 6)
         case _:
             return None

@@ -10,8 +10,8 @@ Neglected, and the direction in which E is off by it:
 - An evaluation reads a sample of held-out documents: either way, see docs/language.md.
 """
 
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,11 +25,11 @@ from moe.data.language import FAMILIES, WorldConfig
 class Entropy:
     """Nats per token of one family's documents, their marks included; divide by ln 2 for bits.
 
-    `training` is the entropy of its documents in the training stream: no reader stays below it there.
+    `training` is the entropy of its documents in the training stream: no reader stays below it there on average.
     `held_out` is the loss on held-out sequences of a reader who expects the training stream without its
     gaps: one who knows neither what is held out nor that a sequence has one family. Training never shows
     either, so this is what learning leads to; a learner that holds the gaps for impossible ends above it
-    (for facts it can only: each fact's held-out telling is always missing).
+    (of facts every learner meets the gaps: one telling of each is never there).
     `least` is the entropy of held-out sequences: no reader at all stays below it, whatever it knows.
     """
 
@@ -63,7 +63,8 @@ def mixture_entropy(config: WorldConfig) -> float:
     return nats / tokens
 
 
-def held_out_entropy(config: WorldConfig, families: Sequence[str]) -> float | None:
+@functools.lru_cache(maxsize=16)  # one for all cells of a study
+def held_out_entropy(config: WorldConfig, families: tuple[str, ...]) -> float | None:
     """The mean of `Entropy.held_out` over families, which is E of an evaluation's `loss` averaged over them.
 
     None where a family has no held-out documents.
