@@ -25,7 +25,7 @@ from moe.data.language import FAMILIES, WorldConfig
 class Entropy:
     """Nats per token of one family's documents, their marks included; divide by ln 2 for bits.
 
-    `training` is the entropy of its documents in the training stream: no reader stays below it there on average.
+    `training` is the entropy of its documents in the training stream: on average no reader stays below it.
     `held_out` is the loss on held-out sequences of a reader who expects the training stream without its
     gaps: one who knows neither what is held out nor that a sequence has one family. Training never shows
     either, so this is what learning leads to; a learner that holds the gaps for impossible ends above it
