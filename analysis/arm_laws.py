@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from analysis.arms import ways_of_growing
+from analysis.floor import Asked, Floor, floor_of
 from analysis.laws import EFFECTIVE, POWER, SUNK_LAWS, Law, Points, points_at, sized
 from analysis.laws.fitting import RESAMPLES, Fit, bootstrap, compare, fit
 from analysis.table import SCRATCH_KINDS
@@ -41,6 +42,7 @@ class ArmLaws:
     sizes: tuple[float, ...]
     unit_params: float
     studied: dict[str, tuple[float, float]]
+    floor: Floor
 
     def arm(self, name: str) -> ArmLaw:
         """The law of one way of growing; an unknown one is a `ValueError` that lists the known."""
@@ -54,8 +56,8 @@ class ArmLaws:
         return points_at(sunk, extra, activated_params or self.unit_params)
 
 
-def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int = RESAMPLES) -> ArmLaws:
-    """Fits the final losses of a table of cells (`analysis.table`); `floor` is E where it is known.
+def fit_arms(cells: pd.DataFrame, *, floor: Asked = None, resamples: int = RESAMPLES) -> ArmLaws:
+    """Fits the final losses of a table of cells (`analysis.table`); `floor` is E, or see `floor_of`.
 
     Resamples are paired: all laws draw the same trunks. Without a *continued* control, or with too few
     cells, a `ValueError` that says what is missing.
@@ -64,7 +66,8 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
     branches = _branches(cells)
     trunks = tuple(np.unique(np.concatenate([p.trunk for p in points.values()])))
     sizes = tuple(sorted(branches["trunk_activated_params"].unique()))
-    fixed = None if floor is None else {"E": floor}
+    found_floor = floor_of(cells, [(own, laws_of(name, sizes)) for name, own in points.items()], floor)
+    fixed = found_floor.fixed
     grown: dict[str, ArmLaw] = {}
     refused: dict[str, str] = {}
     for i, name in enumerate(name for name in points if name != CONTINUED):
@@ -95,6 +98,7 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
         sizes=sizes,
         unit_params=_middle(np.array(sizes)),
         studied=_studied(branches),
+        floor=found_floor,
     )
 
 
