@@ -15,7 +15,7 @@ ALLOWED = {  # who may import whom, by top-level place
     "analysis": {"analysis", "sweeps.store", "moe.config", "moe.flops", "moe.operator", "moe.plain"},
     "sweep.py": {"sweeps"},
     "report.py": {"analysis", "sweeps.store", "moe.plain"},
-    "recycle.py": {"moe"},
+    "recycle.py": {"moe", "analysis.figures"},  # which it draws with; moe does not
 }
 OURS = ("moe", "sweeps", "analysis", "hydra_plugins", "sweep", "report", "recycle")
 ONLY_IN = {"ray": "sweeps/ray/", "wandb": "sweeps/tracking.py", "wandb_workspaces": "sweeps/workspace.py"}
