@@ -9,10 +9,12 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import Progress
 
-from moe.plain import parse
+from moe.plain import check, parse
+from moe.recycle.checkpoint import open_checkpoint
 from moe.recycle.lineage import lines, read_lineage
+from moe.recycle.norms import COLUMNS, norm_rows, seams_of
 from moe.recycle.plan_text import plan_lines
-from moe.recycle.run import Grown, grow, planned
+from moe.recycle.run import Grown, grow, planned, within
 from moe.recycle.settings import RecycleConfig, Task, num_bytes
 from moe.recycle.verify import verdict_lines, verify
 
@@ -37,6 +39,8 @@ def recycle(config: RecycleConfig) -> None:
             print("\n".join(lines(read_lineage(Path(str(config.target))))))
         case Task.VERIFY:
             _verify(config)
+        case Task.NORMS:
+            _norms(config)
         case Task.GROW if config.plan == "only":
             print("\n".join(plan_lines(planned(config))))
         case Task.GROW:
@@ -67,6 +71,28 @@ def _verify(config: RecycleConfig) -> None:
     print("\n".join(verdict_lines(verdict)))
     if not verdict.holds:
         sys.exit(1)
+
+
+def _norms(config: RecycleConfig) -> None:
+    """Writes norms.csv, norms.png and norms.pdf."""
+    import pandas as pd  # of a drawing alone: growing has to do with little memory
+
+    from analysis.figures.checkpoint_norms import checkpoint_norms
+    from analysis.figures.style import save, themed
+
+    source = open_checkpoint(str(config.source))
+    folder = Path(config.target or Path("norms") / source.directory.absolute().name)
+    check(
+        not within(folder, source.directory),
+        f"target={folder} lies within source={source.directory}; the source is never written to",
+    )
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        num_layers = int(source.config["num_hidden_layers"])
+        rows = [row for own in bar.track(norm_rows(source), num_layers, description="reading") for row in own]
+    with themed():
+        save(*checkpoint_norms(pd.DataFrame(rows, columns=list(COLUMNS)), seams_of(source)), folder / "norms")
+    print(f"{folder}: norms.csv, norms.png, norms.pdf")
 
 
 def _outcome(grown: Grown) -> list[str]:

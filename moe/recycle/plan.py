@@ -105,7 +105,8 @@ class Plan:
 def make_plan(source: Checkpoint, operator: Operator) -> Plan:
     """ValueError, naming what it is about, for a checkpoint or a growth of it that cannot be had."""
     architecture = architecture_of(source.config)
-    places = _places(source, architecture, operator)
+    places = places_of(source, architecture)
+    check(operator.grows, "growth.method=none and growth.width_method=none grow nothing; choose one of them")
     num_layers = int(source.config["num_hidden_layers"])
     with_experts = {place.layer for place in places.values() if place.pattern.role is Role.ROUTER}
     dense = frozenset(layer for layer in range(num_layers) if layer not in with_experts)
@@ -133,7 +134,7 @@ def make_plan(source: Checkpoint, operator: Operator) -> Plan:
     )
 
 
-def _places(source: Checkpoint, architecture: Architecture, operator: Operator) -> dict[str, Place]:
+def places_of(source: Checkpoint, architecture: Architecture) -> dict[str, Place]:
     """The place of every tensor; what is quantised or matched by no pattern is refused by name."""
     coded_by = (source.config.get("quantization_config") or {}).get("quant_method")
     check(
@@ -156,7 +157,6 @@ def _places(source: Checkpoint, architecture: Architecture, operator: Operator) 
         if coded
         else "",
     )
-    check(operator.grows, "growth.method=none and growth.width_method=none grow nothing; choose one of them")
     return {name: place for name, place in found.items() if place is not None}
 
 

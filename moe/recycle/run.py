@@ -47,7 +47,7 @@ def grow(config: RecycleConfig, progress: Callable[[int, int], None] = lambda do
     assert config.target is not None
     target, begun = Path(config.target), time.monotonic()
     check(
-        not _within(target, plan.source.directory),
+        not within(target, plan.source.directory),
         f"target={target} lies within source={plan.source.directory}; the source is never written to",
     )
     shard_bytes = num_bytes("shard_size", config.shard_size)
@@ -109,7 +109,8 @@ def _check_room(target: Path, shards: list[Shard]) -> None:
     )
 
 
-def _within(path: Path, folder: Path) -> bool:
+def within(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder` or in it."""
     return Path(os.path.abspath(path)).is_relative_to(folder.absolute())
 
 

@@ -15,12 +15,14 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 class Task(StrEnum):
     GROW = "grow"
     VERIFY = "verify"
+    NORMS = "norms"
     LINEAGE = "lineage"
 
     @property
     def needs(self) -> tuple[str, ...]:
         """The folders that it takes."""
-        return ("target",) if self is Task.LINEAGE else ("source", "target")
+        alone = {Task.LINEAGE: ("target",), Task.NORMS: ("source",)}
+        return alone.get(self, ("source", "target"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
