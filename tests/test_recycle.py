@@ -1,22 +1,30 @@
 """Checkpoints of every architecture grow, load in transformers and compute what was promised."""
 
 import copy
+import errno
 import itertools
 import json
+import os
 import re
+import resource
 from pathlib import Path
 
 import checkpoints
+import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from checkpoints import edit_config, load, logits, tensors_of
 
+from analysis.figures.checkpoint_norms import checkpoint_norms
 from moe.operator import DepthMethod, Exactness, Operator, WidthMethod
 from moe.plain import parse
-from moe.recycle.architecture import ARCHITECTURES
-from moe.recycle.checkpoint import open_checkpoint
+from moe.recycle.architecture import ARCHITECTURES, Layout
+from moe.recycle.block import changed
+from moe.recycle.checkpoint import Reader, open_checkpoint
 from moe.recycle.layerwise import Layerwise
-from moe.recycle.plan import make_plan
+from moe.recycle.norms import COLUMNS, norm_rows, seams_of
+from moe.recycle.plan import Change, make_plan
 from moe.recycle.run import grow, planned
 from moe.recycle.settings import RecycleConfig
 from moe.recycle.verify import Verdict, verdict_lines, verify
@@ -236,6 +244,77 @@ def test_numbers_do_not_depend_on_threads_or_files(sources, tmp_path):
     assert any(not torch.equal(found[0][key], again[key]) for key in again)
 
 
+def test_what_is_drawn_is_normal_and_a_stream_of_its_own_for_every_name():
+    count = (1 << 18) + 5
+    first = changed(torch.zeros(1, count), Change(new=2.0, key="one"), seed=0).view(-1)
+    assert torch.equal(first, changed(torch.ones(1, count), Change(new=2.0, key="one"), seed=0).view(-1))
+    for other in (Change(new=2.0, key="two"), Change(new=2.0, key="one", scale=0.5)):
+        changed_too = changed(torch.zeros(1, count), other, seed=0).view(-1)
+        assert abs(float(torch.corrcoef(torch.stack([first, changed_too]))[0, 1])) == pytest.approx(
+            1.0 if other.key == "one" else 0.0, abs=0.01
+        )
+    assert scipy.stats.kstest(first.numpy() / 2, "norm").pvalue > 0.01
+    assert float(first.std()) == pytest.approx(2.0, rel=5e-3)
+    lag = torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1]
+    assert abs(float(lag)) < 0.01
+
+
+@pytest.mark.parametrize("layout", Layout)
+def test_noise_of_a_block_of_many_chunks_is_scaled_by_the_sigma_of_each_matrix(layout):
+    """Far from 0 and in bf16; gate is a hundred times up where they share a block."""
+    block = torch.randn(600, 1000, generator=torch.Generator().manual_seed(0)) + 3
+    scaled = {Layout.ROW_HALVES: block[:300], Layout.COLUMN_PAIRS: block[:, 0::2]}.get(layout, block)
+    scaled.mul_(100)
+    other = {Layout.ROW_HALVES: block[300:], Layout.COLUMN_PAIRS: block[:, 1::2]}.get(layout, block)
+    noise = changed(block, Change(layout=layout, noise=0.1, key="x"), seed=0) - block
+    parts = {
+        Layout.ROW_HALVES: (noise[:300], noise[300:]),
+        Layout.COLUMN_PAIRS: (noise[:, ::2], noise[:, 1::2]),
+    }
+    for found, source in zip(parts.get(layout, (noise, noise)), (scaled, other), strict=True):
+        assert float(found.std() / (0.1 * source.std())) == pytest.approx(1.0, abs=0.01)
+    short = block.bfloat16()
+    in_bf16 = changed(short, Change(layout=layout, noise=0.1, key="x"), seed=0)
+    assert in_bf16.dtype is torch.bfloat16
+    assert torch.equal(
+        in_bf16, changed(short.float(), Change(layout=layout, noise=0.1, key="x"), 0).bfloat16()
+    )
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_copies_are_the_same_where_the_kernel_does_not_copy_between_files(
+    sources, tmp_path, monkeypatch, number
+):
+    whole = grown(sources["mixtral"], tmp_path / "one" / "grown", method="interposition")
+
+    def refuse(*_):
+        raise OSError(number, "not here")
+
+    monkeypatch.setattr("moe.recycle.checkpoint._READ_BYTES", 1000)
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    assert bytes_of(
+        grown(sources["mixtral"], tmp_path / "two" / "grown", method="interposition")
+    ) == bytes_of(whole)
+
+
+def test_a_disk_that_fails_to_copy_is_not_read_around(sources, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    with pytest.raises(OSError, match="broken"):
+        grown(sources["mixtral"], tmp_path / "grown", method="interposition")
+
+
+def test_the_memory_that_is_reported_is_the_most_that_the_process_ever_held(sources, tmp_path):
+    """Of the kernel's account, by another of its doors."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    written = grow(asked(sources["mixtral"], tmp_path / "grown", **ORTHOGONAL)).written
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    slack = 4 << 20  # the kernel counts by processor and adds up now and then
+    assert before - slack <= written.peak_bytes <= after + slack
+
+
 @pytest.mark.parametrize("share", [0.0, 0.4, 0.9])
 def test_a_growth_stopped_anywhere_goes_on_and_ends_with_the_same_bytes(sources, tmp_path, share):
     whole = grown(sources["mixtral"], tmp_path / "whole", shard_size="60KB", **ORTHOGONAL)
@@ -371,6 +450,80 @@ def test_a_folder_that_was_not_grown_or_not_from_this_source_is_refused(sources,
     target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
     with pytest.raises(ValueError, match="was grown from olmoe, not from"):
         verified(sources["mixtral"], target)
+
+
+# -- norms -----------------------------------------------------------------------------------------------
+
+
+def norms_of(folder: Path) -> dict[tuple[int, str], dict]:
+    rows = [row for own in norm_rows(open_checkpoint(folder)) for row in own]
+    assert all(row.keys() == set(COLUMNS) for row in rows)
+    return {(row["layer"], row["part"]): row for row in rows}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_norms_are_those_of_the_loaded_models_parameters(sources, name):
+    """transformers fuses every layout into [experts, …]; which names are which is said here once more."""
+    found = norms_of(sources[name])
+    for layer, network in enumerate(load(sources[name]).model.layers):
+        own = dict(network.named_parameters())
+        parts = {
+            "gate_up": [w for n, w in own.items() if n.endswith(("gate_up_proj", "input_linear.weight"))],
+            "down": [w for n, w in own.items() if n.endswith(("down_proj", "output_linear.weight"))],
+            "router": [w for n, w in own.items() if re.search(r"(\.gate|router)(\.layer)?\.weight$", n)],
+        }
+        parts = {part: [w for w in tensors if len(w) == 4] for part, tensors in parts.items()}
+        if not parts["router"]:
+            assert not any(at == layer for at, _ in found)
+            continue
+        parts["expert"] = [torch.cat([parts[part][0].flatten(1) for part in ("gate_up", "down")], 1)]
+        for part, (weight,) in parts.items():
+            single = weight.detach().double().flatten(1).square().mean(1).sqrt()
+            row = found[layer, part]
+            assert row["norm"] == pytest.approx(float(single.square().mean().sqrt()), rel=1e-12)
+            assert (row["min"], row["max"]) == pytest.approx((float(single.min()), float(single.max())))
+            assert row["num_experts"] == 4
+    assert len(found) >= 8
+
+
+@pytest.mark.parametrize("name", ["mixtral", "gpt_oss", "granitemoe"])
+def test_norms_never_read_more_than_one_experts_matrix_at_once(sources, monkeypatch, name):
+    sizes = []
+    read = Reader.content
+
+    def noted(self, stored, first, size):
+        sizes.append(size)
+        return read(self, stored, first, size)
+
+    monkeypatch.setattr(Reader, "content", noted)
+    norms_of(sources[name])
+    assert max(sizes) == 4 * 32 * 24 * (1 if name == "mixtral" else 2)
+
+
+def test_seams_are_where_a_stacks_copies_meet_through_later_growths(sources, tmp_path):
+    stack = grown(sources["olmoe"], tmp_path / "stack", method="stack", depth_factor=3)
+    assert seams_of(open_checkpoint(stack)) == [3, 6]
+    wide = grown(stack, tmp_path / "wide", width_method="duplicate")
+    assert seams_of(open_checkpoint(wide)) == [3, 6]
+    deep = grown(wide, tmp_path / "deep", method="interposition")
+    assert seams_of(open_checkpoint(deep)) == [6, 12]
+    assert seams_of(open_checkpoint(sources["olmoe"])) == []
+    once = norms_of(sources["olmoe"])
+    assert all(
+        norms_of(stack)[layer, "expert"]["norm"] == once[layer % 3, "expert"]["norm"] for layer in range(9)
+    )
+
+
+def test_the_figure_of_norms_draws_its_table_and_the_seams(sources, tmp_path):
+    rows = [row for own in norm_rows(open_checkpoint(sources["deepseek_v2"])) for row in own]
+    table, figure = checkpoint_norms(pd.DataFrame(rows, columns=list(COLUMNS)), [2])
+    experts = figure.axes[0]
+    assert list(table.columns) == list(COLUMNS)
+    assert torch.tensor(experts.lines[0].get_ydata()).isnan().tolist() == [True, False, False]  # dense first
+    assert list(experts.lines[1].get_xdata()) == [1.5, 1.5]
+    assert "the seam before layer 2" in table.attrs["caption"]
+    with pytest.raises(ValueError, match="no layer has experts"):
+        checkpoint_norms(pd.DataFrame(columns=list(COLUMNS)), [])
 
 
 # -- plans -----------------------------------------------------------------------------------------------
