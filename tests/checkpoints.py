@@ -147,3 +147,29 @@ def header_only(directory: Path, config: dict, shapes: dict[str, list[int]]) -> 
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + place)
     return directory
+
+
+def qwen3(hidden_size: int, num_layers: int, num_experts: int, expert_size: int, vocab_size: int):
+    """config.json and shapes of a Qwen3-MoE with four times as many queries as keys, heads left out."""
+    config = {"model_type": "qwen3_moe", "vocab_size": vocab_size, "hidden_size": hidden_size}
+    config |= {"num_hidden_layers": num_layers, "num_experts": num_experts}
+    config |= {"num_experts_per_tok": max(1, num_experts // 16), "moe_intermediate_size": expert_size}
+    shapes = {name: [vocab_size, hidden_size] for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    rows = {"q": hidden_size, "k": hidden_size // 4, "v": hidden_size // 4, "o": hidden_size}
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {f"{prefix}self_attn.{part}_proj.weight": [n, hidden_size] for part, n in rows.items()}
+        shapes[f"{prefix}mlp.gate.weight"] = [num_experts, hidden_size]
+        for expert in range(num_experts):
+            own = f"{prefix}mlp.experts.{expert}."
+            shapes |= {f"{own}{part}_proj.weight": [expert_size, hidden_size] for part in ("gate", "up")}
+            shapes[f"{own}down_proj.weight"] = [hidden_size, expert_size]
+    return config, shapes
+
+
+def random_weights(directory: Path, config: dict, shapes: dict[str, list[int]]) -> Path:
+    """A checkpoint of random bf16 tensors, made without transformers."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    rewrite(directory, {name: torch.randn(shape).bfloat16() for name, shape in shapes.items()})
+    return directory

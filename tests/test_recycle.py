@@ -531,19 +531,8 @@ def test_the_figure_of_norms_draws_its_table_and_the_seams(sources, tmp_path):
 
 def seventeen(tmp_path: Path) -> Path:
     """The paper's 17B in the layout of Qwen3-MoE, sizes that are not published chosen to match."""
-    config = {"model_type": "qwen3_moe", "vocab_size": 184_320, "hidden_size": 2048, "num_hidden_layers": 28}
-    config |= {"num_experts": 96, "num_experts_per_tok": 6, "moe_intermediate_size": 1024}
-    shapes = {"model.embed_tokens.weight": [184_320, 2048], "lm_head.weight": [184_320, 2048]}
-    for layer in range(28):
-        prefix = f"model.layers.{layer}."
-        attention = {"q": [2048, 2048], "k": [512, 2048], "v": [512, 2048], "o": [2048, 2048]}
-        shapes |= {f"{prefix}self_attn.{part}_proj.weight": shape for part, shape in attention.items()}
-        shapes[f"{prefix}mlp.gate.weight"] = [96, 2048]
-        for expert in range(96):
-            own = f"{prefix}mlp.experts.{expert}."
-            shapes |= {f"{own}{part}_proj.weight": [1024, 2048] for part in ("gate", "up")}
-            shapes[f"{own}down_proj.weight"] = [2048, 1024]
-    return checkpoints.header_only(tmp_path / "17B", config, shapes)
+    sizes = {"hidden_size": 2048, "num_layers": 28, "num_experts": 96, "expert_size": 1024}
+    return checkpoints.header_only(tmp_path / "17B", *checkpoints.qwen3(**sizes, vocab_size=184_320))
 
 
 def test_the_papers_17b_becomes_its_35b_and_70b(tmp_path):
@@ -718,3 +707,25 @@ def test_a_growth_that_is_none_is_refused(broken, growth, match):
 def test_stacking_over_a_dense_first_layer_says_what_to_keep(sources, tmp_path):
     with pytest.raises(ValueError, match=r"set growth\.keep_first=1, or choose interposition"):
         grow(asked(sources["deepseek_v3"], tmp_path / "target", method="stack"))
+
+
+# -- docs/recycle.md -------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "recycle.md").read_text()
+CHANGES = re.findall(r"^\| `(\w+)` \| (`num_hidden_layers.*) \| (.*) \|$", PAGE, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "depth", "width"), CHANGES)
+def test_the_page_says_which_keys_change(sources, name, depth, width):
+    source = open_checkpoint(sources[name])
+    deep = Operator(method=DepthMethod.INTERPOSITION, depth_factor=2)
+    wide = Operator(width_method=WidthMethod.DUPLICATE, width_factor=2)
+    for operator, said in ((deep, depth), (wide, width)):
+        config = make_plan(source, operator).config
+        changes = {key for key in config if config[key] != source.config.get(key)}
+        assert changes == set(re.findall(r"`(\w+)`", said))
+
+
+def test_the_page_names_every_architecture_and_every_column():
+    assert [name for name, _, _ in CHANGES] == list(ARCHITECTURES)
+    assert all(f"`{column}`" in PAGE for column in COLUMNS)

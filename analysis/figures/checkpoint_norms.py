@@ -5,9 +5,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import ink, looks, new_figure
+from analysis.figures.style import ink, new_figure
 
 _PANELS = {"experts": ("expert",), "their matrices": ("gate_up", "down"), "routers": ("router",)}
+_LOOKS = {
+    "expert": ("#0072B2", "o"),
+    "gate_up": ("#009E73", "^"),
+    "down": ("#D55E00", "v"),
+    "router": ("#CC79A7", "s"),
+}
 
 
 def checkpoint_norms(norms: pd.DataFrame, seams: list[int]) -> tuple[pd.DataFrame, Figure]:
@@ -19,18 +25,16 @@ def checkpoint_norms(norms: pd.DataFrame, seams: list[int]) -> tuple[pd.DataFram
     if norms.empty:
         raise ValueError("source: no layer has experts: there are no norms to draw")
     figure = new_figure(9.6, 3.2)
-    styles = looks([part for parts in _PANELS.values() for part in parts])
     panels = figure.subplots(1, len(_PANELS))
     for axes, (title, parts) in zip(panels, _PANELS.items(), strict=True):
         for part in parts:
-            _line(axes, norms[norms["part"] == part], styles[part].colour, styles[part].marker, part)
+            _line(axes, norms[norms["part"] == part], part)
         for layer in seams:
             axes.axvline(layer - 0.5, color=ink(), linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
-        if len(parts) > 1:
-            axes.legend()
         axes.set_title(title)
         axes.set_xlabel("layer")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=len(_LOOKS))
     panels[0].set_ylabel("weight norm\n(Frobenius / √numel)")
     where = f"; dotted: the seam before layer {', '.join(map(str, seams))}" if seams else ""
     norms.attrs["caption"] = (
@@ -40,8 +44,9 @@ def checkpoint_norms(norms: pd.DataFrame, seams: list[int]) -> tuple[pd.DataFram
     return norms, figure
 
 
-def _line(axes: Axes, rows: pd.DataFrame, colour: str, marker: str, name: str) -> None:
+def _line(axes: Axes, rows: pd.DataFrame, part: str) -> None:
+    colour, marker = _LOOKS[part]
     rows = rows.set_index("layer").reindex(range(int(rows["layer"].max()) + 1))  # no line over a gap
-    axes.plot(rows.index, rows["norm"], color=colour, marker=marker, markersize=3, label=name)
+    axes.plot(rows.index, rows["norm"], color=colour, marker=marker, markersize=3, label=part)
     low, high = (rows[end].to_numpy(float) for end in ("min", "max"))
     axes.fill_between(rows.index.to_numpy(), low, high, color=colour, alpha=0.18, linewidth=0)
