@@ -79,7 +79,6 @@ def grown(source: Path, target: Path, **settings) -> Path:
         {"width_method": "duplicate"},
         {"width_method": "duplicate", "width_factor": 3},
         {"width_method": "split"},
-        {"method": "interposition", "copies": "zeroed"},
         {"method": "interposition", "copies": "zeroed", "width_method": "duplicate"},
     ],
     ids=lambda growth: " ".join(map(str, growth.values())),

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from moe.config import Gate
@@ -254,10 +255,16 @@ def place_of(architecture: Architecture, name: str) -> Place | None:
     if _OUTSIDE.match(name):
         return Place(Pattern(name, Role.PLAIN), None, name, None)
     layer = _LAYER.match(name)
-    for pattern in architecture.patterns if layer else ():
-        assert layer is not None
-        match = re.fullmatch(pattern.regex, layer[2])
+    found = _matched(architecture.model_type, layer[2]) if layer else None
+    return Place(found[0], int(layer[1]), layer[2], found[1]) if layer and found else None
+
+
+@lru_cache(maxsize=1 << 14)
+def _matched(model_type: str, rest: str) -> tuple[Pattern, int | None] | None:
+    """The pattern and the expert of a name within a layer. Kept, as they are the same in every layer."""
+    for pattern in ARCHITECTURES[model_type].patterns:
+        match = re.fullmatch(pattern.regex, rest)
         if match:
             expert = match.groupdict().get("expert")
-            return Place(pattern, int(layer[1]), layer[2], None if expert is None else int(expert))
+            return pattern, None if expert is None else int(expert)
     return None
