@@ -225,6 +225,8 @@ def _accuracy(law: Fit, losses: np.ndarray) -> np.ndarray:
 
 def _reach(laws: ArmLaws, sunk: float, extra: float, params: float) -> list[Reach]:
     values = {"sunk / F_c": sunk, "extra / sunk": extra / sunk, "N_a": params}
+    if "scratch / F_c" in laws.studied:
+        values["scratch / F_c"] = extra  # what starting over would have
     out = []
     for name, value in values.items():
         low, high = laws.studied[name]

@@ -1,6 +1,6 @@
 """A study's laws: one for continuing, one for each way of growing with the scratch runs as its S = 0."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +97,7 @@ def fit_arms(cells: pd.DataFrame, *, floor: Asked = None, resamples: int = RESAM
         n_trunks=len(np.unique(branches["replicate"])),
         sizes=sizes,
         unit_params=_middle(np.array(sizes)),
-        studied=_studied(branches),
+        studied=_studied(branches, points),
         floor=found_floor,
     )
 
@@ -163,10 +163,14 @@ def _points(cells: pd.DataFrame) -> Points:
     )
 
 
-def _studied(branches: pd.DataFrame) -> dict[str, tuple[float, float]]:
+def _studied(branches: pd.DataFrame, points: Mapping[str, Points]) -> dict[str, tuple[float, float]]:
+    """Ranges of what was trained; "scratch / F_c" is there where something was trained from scratch."""
+    over = [own.extra[own.sunk == 0] for name, own in points.items() if name != CONTINUED]
     columns = {
         "sunk / F_c": branches["sunk_f_c"],
         "extra / sunk": branches["extra_f_c"] / branches["sunk_f_c"],
         "N_a": branches["trunk_activated_params"],
     }
+    if any(len(budgets) for budgets in over):
+        columns["scratch / F_c"] = pd.Series(np.concatenate(over))
     return {name: (float(values.min()), float(values.max())) for name, values in columns.items()}

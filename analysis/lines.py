@@ -1,6 +1,7 @@
-"""The lines that trajectories left in the store; each file is read once."""
+"""The lines that trajectories left in the store; a file is parsed again only when it has changed."""
 
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -43,18 +44,26 @@ class Measures:
 
 
 class Metrics:
-    """(step, loss, learning rate) of each trajectory's lines as arrays; a rate that was not logged is NaN."""
+    """(step, loss, learning rate) of each trajectory's lines as arrays; a rate that was not logged is NaN.
+
+    Arrays outlive the reader: a page makes many tables of one store, and parsing is most of their cost.
+    """
+
+    _of_store: ClassVar[WeakKeyDictionary[Store, dict[str, tuple[Any, np.ndarray]]]] = WeakKeyDictionary()
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.arrays: dict[str, np.ndarray] = {}
+        self.arrays = self._of_store.setdefault(store, {})
 
     def of(self, trajectory: str) -> np.ndarray:
-        if trajectory not in self.arrays:
+        stamp = self.store.stamp(trajectory, "metrics.jsonl")
+        known, array = self.arrays.get(trajectory, (None, np.empty((0, 3))))
+        if stamp is not None and stamp != known:
             lines = self.store.metrics(trajectory)
             rows = [(line["step"], line["loss"], line.get("lr", np.nan)) for line in lines]
-            self.arrays[trajectory] = np.array(rows, dtype=float).reshape(len(rows), 3)
-        return self.arrays[trajectory]
+            array = np.array(rows, dtype=float).reshape(len(rows), 3)
+            self.arrays[trajectory] = stamp, array
+        return array
 
     def within(self, part: dict[str, Any]) -> np.ndarray:
         """Those of one part of a path."""

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -335,6 +336,14 @@ def test_a_growth_stopped_anywhere_goes_on_and_ends_with_the_same_bytes(sources,
     assert not draft_of(Path(config.target)).exists()
 
 
+def test_a_growth_that_is_stopped_does_not_wait_for_the_digests_of_its_source(sources, tmp_path, monkeypatch):
+    stopped = []
+    monkeypatch.setattr("moe.recycle.run.digest_of", lambda path, stop: stopped.append(stop.wait(60)))
+    with pytest.raises(KeyboardInterrupt):
+        grow(asked(sources["mixtral"], tmp_path / "grown", **ORTHOGONAL), _interrupt)
+    assert stopped == [True]
+
+
 def test_the_source_is_left_as_it_was_and_a_second_call_writes_nothing(sources, tmp_path):
     before = bytes_of(sources["olmoe"])
     target = grown(sources["olmoe"], tmp_path / "grown", **ORTHOGONAL)
@@ -353,7 +362,8 @@ def test_growing_twice_chains_the_lineage_and_the_card_tells_it(sources, tmp_pat
     growths = json.loads((second / "growth.json").read_text())["growths"]
     assert [growth["label"] for growth in growths] == ["interposition", "duplicate"]
     assert [growth["source"] for growth in growths] == ["base", "deep"]
-    assert set(growths[1]["source_sha256"]) == {"model.safetensors"}
+    weights = (first / "model.safetensors").read_bytes()
+    assert growths[1]["source_sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     card = (second / "README.md").read_text()
     assert card.startswith("# Base\n\nWhat it is.\n")
     assert card.count("## Grown with Regrow") == 1

@@ -229,17 +229,23 @@ class Store:
 
     def evals(self, trajectory_id: str) -> list[dict[str, Any]]:
         """Every evaluation. Parsed again only when the file has changed: a study asks for each many times."""
-        folder = self.folder(trajectory_id)
-        if folder is None:
+        seen = self.stamp(trajectory_id, "evals.jsonl")
+        if seen is None:
             return []
-        try:
-            stat = os.stat(f"{folder}/evals.jsonl")
-        except FileNotFoundError:
-            return []
-        seen = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if self._evals.get(trajectory_id, (None, []))[0] != seen:
             self._evals[trajectory_id] = (seen, self._lines(trajectory_id, "evals.jsonl"))
         return self._evals[trajectory_id][1]
+
+    def stamp(self, trajectory_id: str, name: str) -> tuple[int, int, int] | None:
+        """What differs once a trajectory's file has changed; None if it is not there."""
+        folder = self.folder(trajectory_id)
+        if folder is None:
+            return None
+        try:
+            stat = os.stat(f"{folder}/{name}")
+        except FileNotFoundError:
+            return None
+        return (stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
     def evaluated(self, trajectory_id: str) -> set[tuple[int, str]]:
         """(step, eval_id) of every evaluation that is stored."""
