@@ -15,6 +15,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 class Task(StrEnum):
     GROW = "grow"
     LINEAGE = "lineage"
+    EXPORT = "export"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +49,10 @@ class RecycleConfig:
         check(self.plan in (None, "only"), f"plan={self.plan} is not a choice; choose only or null")
         needs = (
             {"source": self.source, "target": self.target}
-            if self.do is Task.GROW
+            if self.do is not Task.LINEAGE
             else {"target": self.target}
         )
-        if self.plan == "only":
+        if self.plan == "only" and self.do is Task.GROW:
             needs.pop("target")
         for name, value in needs.items():
             check(value is not None, f"{name} is missing; try python recycle.py source=DIR target=DIR")
