@@ -9,10 +9,14 @@ import pytest
 import tiny
 import torch
 from checkpoints import edit_config, load, logits, rewrite, tensors_of
+from test_recycle import asked
 
 from moe.checkpoint import Description, load_weights, save_state
+from moe.growth import grow_weights
 from moe.model import MoETransformer
+from moe.operator import DepthMethod, Operator, WidthMethod
 from moe.recycle.interchange import export_state, open_qwen3_moe, read_weights
+from moe.recycle.run import grow
 from moe.train import initial_state
 
 TOKENS = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -95,6 +99,21 @@ def test_experts_may_be_fused_on_disk(tmp_path):
     rewrite(folder, tensors)
     fused = read_weights(*open_qwen3_moe(folder))
     assert all(torch.equal(fused[name], tensor) for name, tensor in one_by_one.items())
+
+
+def test_growing_the_exported_is_exporting_the_grown(tmp_path):
+    source, model = stored(tmp_path / "state")
+    export_state(source, tmp_path / "hf")
+    operator = {"method": "interposition", "width_method": "duplicate", "width_factor": 2}
+    target = grow(asked(tmp_path / "hf", tmp_path / "grown", **operator)).target
+    checkpoint, grown = open_qwen3_moe(target)
+    by_us = Operator(
+        method=DepthMethod.INTERPOSITION, depth_factor=2, width_method=WidthMethod.DUPLICATE, width_factor=2
+    )
+    assert grown == by_us.apply_to(model)
+    expected, found = grow_weights(model, by_us, load_weights(source)), read_weights(checkpoint, grown)
+    assert expected.keys() == found.keys()
+    assert all(torch.allclose(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize(("fields", "named"), [

@@ -246,6 +246,17 @@ def test_tied_embeddings_are_untied_and_that_is_said(exported, tmp_path):
     assert torch.equal(weights["head.weight"], weights["embedding.weight"])
 
 
+def test_the_pages_command_plans_once_the_refusals_remedy_is_pasted(exported):
+    page = (tiny.ROOT / "docs" / "checkpoints.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("python sweep.py"))
+    words = [word.split(",")[0].replace("DIR", str(exported)) for word in line.split()[3:]]
+    with pytest.raises(ValueError, match="give model") as refused:
+        resolve(parse_sweep(tiny.composed(*words)))
+    remedy = str(refused.value).rsplit("; give ", 1)[1].split()
+    cell = resolve(parse_sweep(tiny.composed(*words, *remedy)))
+    assert (cell.sunk_flops, cell.config.growth.step, cell.kind) == (2e15, 0, "branch")
+
+
 def spoilt(folder, name, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
