@@ -87,7 +87,7 @@ def open_source(directory: str) -> Opened:
 
 def state_of(source: Source) -> "State":
     """What the trunk of `source` starts from, at step 0; ValueError if it is not what was planned with."""
-    from moe.checkpoint import State, load_state
+    from moe.checkpoint import CorruptState, State, load_state
     from moe.growth import Moments
 
     opened = open_source(source.path)
@@ -96,7 +96,10 @@ def state_of(source: Source) -> "State":
         f"trunk.source={source.path} has changed since this study was planned; run the command again",
     )
     if opened.data is not None:
-        return dataclasses.replace(load_state(opened.directory), step=0)
+        try:
+            return dataclasses.replace(load_state(opened.directory), step=0)
+        except CorruptState as corrupt:
+            raise ValueError(f"trunk.source: {corrupt}") from None
     from moe.recycle.interchange import open_qwen3_moe, read_weights
 
     weights = read_weights(*open_qwen3_moe(opened.directory, "trunk.source"))

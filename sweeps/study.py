@@ -200,7 +200,10 @@ class _Study:
             if Status.LOST not in execution.status.values() or execution.stopped:
                 return
             self.plan = make_plan(self.plan.requested, self.store)
-            prepare_sources(self.plan, self.store)
+            try:
+                prepare_sources(self.plan, self.store)
+            except ValueError as error:
+                raise Refused(str(error)) from error
 
     @contextlib.contextmanager
     def _starting(self) -> Iterator[None]:

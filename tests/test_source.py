@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from checkpoints import edit_config
+from safetensors.torch import load_file, save_file
 
 from analysis.curves import curves, trunk_curves
 from moe.checkpoint import load_state, load_weights
@@ -214,6 +215,22 @@ def test_the_start_is_fetched_again_when_the_store_has_lost_it(state, tmp_path):
     shutil.rmtree(start)
     ran(asked(root, **fields, growth__seed=8))
     assert same(tensors(Store(root), cell.trunk.at(0))[:1], (load_weights(state),))
+
+
+def test_a_checkpoint_that_changes_after_planning_is_not_started_from(state, exported, tmp_path):
+    for folder in (state, exported):
+        copy = shutil.copytree(folder, tmp_path / folder.name)
+        cell = cell_of(asked(tmp_path, trunk__source=str(copy), trunk__sunk_flops=1e9))
+        shutil.rmtree(copy)
+        assert cell.trunk.source is not None
+        with pytest.raises(ValueError, match="is no folder"):
+            state_of(cell.trunk.source)
+        shutil.copytree(folder, copy)
+        weights = load_file(copy / "model.safetensors")
+        next(iter(weights.values())).add_(1.0)
+        save_file(weights, copy / "model.safetensors")
+        with pytest.raises(ValueError, match=r"has changed since this study|is not what was written"):
+            state_of(cell.trunk.source)
 
 
 def test_the_command_starts_from_a_checkpoint_and_only_plans_if_asked(exported, tmp_path):
