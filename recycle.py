@@ -36,7 +36,7 @@ def recycle(config: RecycleConfig) -> None:
         case Task.LINEAGE:
             print("\n".join(lines(read_lineage(Path(str(config.target))))))
         case Task.EXPORT:
-            print(export_lines(str(config.source), str(config.target)))
+            print(export_lines(config.source, config.target))
         case Task.GROW if config.plan == "only":
             print("\n".join(plan_lines(planned(config))))
         case Task.GROW:

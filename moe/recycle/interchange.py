@@ -62,8 +62,10 @@ def export_state(source: Path, target: Path) -> ModelConfig:
     return description.model
 
 
-def export_lines(source: str, target: str) -> str:
+def export_lines(source: str | None, target: str | None) -> str:
     """`export_state`, and what it wrote in words."""
+    if source is None or target is None:
+        raise ValueError("an export needs source=STATE and target=DIR, and has no plan; give both")
     model = export_state(Path(source), Path(target))
     folded = {"residual multiplier": model.residual_multiplier, "route_scale": model.route_scale}
     what = [f"{name} {factor:g}" for name, factor in folded.items() if factor != 1.0]

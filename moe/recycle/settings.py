@@ -52,7 +52,7 @@ class RecycleConfig:
             if self.do is not Task.LINEAGE
             else {"target": self.target}
         )
-        if self.plan == "only" and self.do is Task.GROW:
+        if self.plan == "only":
             needs.pop("target")
         for name, value in needs.items():
             check(value is not None, f"{name} is missing; try python recycle.py source=DIR target=DIR")
