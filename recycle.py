@@ -14,7 +14,8 @@ from moe.recycle.interchange import export_lines
 from moe.recycle.lineage import lines, read_lineage
 from moe.recycle.plan_text import plan_lines
 from moe.recycle.run import Grown, grow, planned
-from moe.recycle.settings import RecycleConfig, Task
+from moe.recycle.settings import RecycleConfig, Task, num_bytes
+from moe.recycle.verify import verdict_lines, verify
 
 
 @hydra.main(config_path="conf", config_name="recycle/config", version_base="1.3")
@@ -35,6 +36,8 @@ def recycle(config: RecycleConfig) -> None:
     match config.do:
         case Task.LINEAGE:
             print("\n".join(lines(read_lineage(Path(str(config.target))))))
+        case Task.VERIFY:
+            _verify(config)
         case Task.EXPORT:
             print(export_lines(config.source, config.target))
         case Task.GROW if config.plan == "only":
@@ -50,6 +53,23 @@ def _grow(config: RecycleConfig) -> None:
         task = bar.add_task("writing")
         grown = grow(config, lambda done, total: bar.update(task, completed=done, total=total))
     print("\n".join(_outcome(grown)))
+    if config.verify and grown.written is not None:
+        _verify(config)
+
+
+def _verify(config: RecycleConfig) -> None:
+    """Prints what holds; exits with 1 where something does not."""
+    source, target = Path(str(config.source)), Path(str(config.target))
+    with Console(stderr=True).status("verifying") as status:
+        verdict = verify(
+            source,
+            target,
+            memory_limit=num_bytes("memory_limit", config.memory_limit),
+            progress=lambda what: status.update(f"verifying: {what}"),
+        )
+    print("\n".join(verdict_lines(verdict)))
+    if not verdict.holds:
+        sys.exit(1)
 
 
 def _outcome(grown: Grown) -> list[str]:

@@ -9,6 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from analysis.advice_text import write_advice
 from analysis.comparison import write_comparison
+from analysis.floor import floor_asked
 from analysis.paper_report import write_paper
 from analysis.report import write_report
 from moe.plain import check
@@ -64,14 +65,14 @@ def report(raw: dict) -> None:
 
 
 def advice(store: Store, study: str, directory: str, raw: dict) -> str:
-    numbers = {name: raw[name] for name in (*QUESTION, "floor")}
+    numbers = {name: raw[name] for name in QUESTION}
     for name, value in numbers.items():
-        if value is None and name in QUESTION:
+        if value is None:
             raise ValueError(f"{name} is missing; do=advise needs {', '.join(QUESTION)}, such as {name}=3e18")
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        check(value is None or number, f"{name}={value} must be a number")
+        check(number, f"{name}={value} must be a number")
     arm = None if raw["arm"] is None else str(raw["arm"])
-    return write_advice(store, study, directory, arm=arm, **numbers)
+    return write_advice(store, study, directory, arm=arm, floor=floor_asked(raw["floor"]), **numbers)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pandas as pd
 
 from analysis.arm_laws import CONTINUED, ArmLaws, fit_arms
 from analysis.budget import Estimate, break_even, gain, recycling_efficiency
+from analysis.floor import Asked, Floor
 from analysis.held_out import HeldOut, largest_held_out
 from analysis.laws import ACCURACY, Points
 from analysis.laws.fitting import RESAMPLES, Fit, fit, interval
@@ -67,6 +68,7 @@ class Advice:
     rho: dict[str, Estimate]
     break_even: dict[str, Estimate]
     reach: tuple[Reach, ...]
+    floor: Floor
     held_out: HeldOut
     refused: dict[str, str]
 
@@ -82,13 +84,13 @@ def advise(
     activated_params: float,
     extra_flops: float,
     arm: str | None = None,
-    floor: float | None = None,
+    floor: Asked = None,
     resamples: int = RESAMPLES,
 ) -> Advice:
     """What to do with a checkpoint of N_a activated parameters, at equal ratios sunk/F_c and extra/sunk.
 
-    `arm` narrows growing to one way of it, `floor` is E where it is known. Refused with a `ValueError`: FLOPs
-    that are not above 0, a study without *continued* or with too few cells, an unknown arm.
+    `arm` narrows growing to one way of it, `floor` is E, or see `floor_of`. Refused with a `ValueError`:
+    FLOPs that are not above 0, a study without *continued* or with too few cells, an unknown arm.
     """
     asked = {"sunk_flops": sunk_flops, "activated_params": activated_params, "extra_flops": extra_flops}
     for name, value in asked.items():
@@ -112,7 +114,8 @@ def advise(
         rho={name: recycling_efficiency(laws, name) for name in arms},
         break_even={name: break_even(laws, name, CONTINUED, sunk, activated_params) for name in arms},
         reach=tuple(_reach(laws, sunk, extra, activated_params)),
-        held_out=largest_held_out(cells, floor),
+        floor=laws.floor,
+        held_out=largest_held_out(cells, laws.floor.asked),
         refused=laws.refused,
     )
 
@@ -222,6 +225,8 @@ def _accuracy(law: Fit, losses: np.ndarray) -> np.ndarray:
 
 def _reach(laws: ArmLaws, sunk: float, extra: float, params: float) -> list[Reach]:
     values = {"sunk / F_c": sunk, "extra / sunk": extra / sunk, "N_a": params}
+    if "scratch / F_c" in laws.studied:
+        values["scratch / F_c"] = extra  # what starting over would have
     out = []
     for name, value in values.items():
         low, high = laws.studied[name]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from analysis.advice import Advice, Option, Reach, advise
 from analysis.budget import Estimate
+from analysis.floor import Asked
 from analysis.held_out import HeldOut
 from analysis.table import cells_table
 from sweeps.store import Store
@@ -19,7 +20,7 @@ def write_advice(
     activated_params: float,
     extra_flops: float,
     arm: str | None = None,
-    floor: float | None = None,
+    floor: Asked = None,
 ) -> str:
     """Writes advice.json into `directory` and returns the advice in words; if refused, nothing is written."""
     advice = advise(
@@ -65,6 +66,7 @@ def text(advice: Advice, study: str) -> str:
         f"{ratios['extra / sunk']:.3g} of sunk.",
         f"From: study {study}, {advice.n_trunks} trunk{'s' if advice.n_trunks > 1 else ''}, "
         f"{advice.n_branches} grown cells; the {advice.law} law; intervals 95 %, {advice.interval_from}.",
+        *([advice.floor.why] if advice.floor.why else []),
         "",
         f"{'option':<44}{'loss':>8}  {'net, nats':<30}net, points of accuracy",
         *(_row(option, advice) for option in advice.options),

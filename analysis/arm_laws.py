@@ -1,6 +1,6 @@
 """A study's laws: one for continuing, one for each way of growing with the scratch runs as its S = 0."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from analysis.arms import ways_of_growing
+from analysis.floor import Asked, Floor, floor_of
 from analysis.laws import EFFECTIVE, POWER, SUNK_LAWS, Law, Points, points_at, sized
 from analysis.laws.fitting import RESAMPLES, Fit, bootstrap, compare, fit
 from analysis.table import SCRATCH_KINDS
@@ -41,6 +42,7 @@ class ArmLaws:
     sizes: tuple[float, ...]
     unit_params: float
     studied: dict[str, tuple[float, float]]
+    floor: Floor
 
     def arm(self, name: str) -> ArmLaw:
         """The law of one way of growing; an unknown one is a `ValueError` that lists the known."""
@@ -54,8 +56,8 @@ class ArmLaws:
         return points_at(sunk, extra, activated_params or self.unit_params)
 
 
-def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int = RESAMPLES) -> ArmLaws:
-    """Fits the final losses of a table of cells (`analysis.table`); `floor` is E where it is known.
+def fit_arms(cells: pd.DataFrame, *, floor: Asked = None, resamples: int = RESAMPLES) -> ArmLaws:
+    """Fits the final losses of a table of cells (`analysis.table`); `floor` is E, or see `floor_of`.
 
     Resamples are paired: all laws draw the same trunks. Without a *continued* control, or with too few
     cells, a `ValueError` that says what is missing.
@@ -64,7 +66,8 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
     branches = _branches(cells)
     trunks = tuple(np.unique(np.concatenate([p.trunk for p in points.values()])))
     sizes = tuple(sorted(branches["trunk_activated_params"].unique()))
-    fixed = None if floor is None else {"E": floor}
+    found_floor = floor_of(cells, [(own, laws_of(name, sizes)) for name, own in points.items()], floor)
+    fixed = found_floor.fixed
     grown: dict[str, ArmLaw] = {}
     refused: dict[str, str] = {}
     for i, name in enumerate(name for name in points if name != CONTINUED):
@@ -94,7 +97,8 @@ def fit_arms(cells: pd.DataFrame, *, floor: float | None = None, resamples: int 
         n_trunks=len(np.unique(branches["replicate"])),
         sizes=sizes,
         unit_params=_middle(np.array(sizes)),
-        studied=_studied(branches),
+        studied=_studied(branches, points),
+        floor=found_floor,
     )
 
 
@@ -159,10 +163,14 @@ def _points(cells: pd.DataFrame) -> Points:
     )
 
 
-def _studied(branches: pd.DataFrame) -> dict[str, tuple[float, float]]:
+def _studied(branches: pd.DataFrame, points: Mapping[str, Points]) -> dict[str, tuple[float, float]]:
+    """Ranges of what was trained; "scratch / F_c" is there where something was trained from scratch."""
+    over = [own.extra[own.sunk == 0] for name, own in points.items() if name != CONTINUED]
     columns = {
         "sunk / F_c": branches["sunk_f_c"],
         "extra / sunk": branches["extra_f_c"] / branches["sunk_f_c"],
         "N_a": branches["trunk_activated_params"],
     }
+    if any(len(budgets) for budgets in over):
+        columns["scratch / F_c"] = pd.Series(np.concatenate(over))
     return {name: (float(values.min()), float(values.max())) for name, values in columns.items()}

@@ -16,6 +16,7 @@ from moe.plain import check
 
 AGAINST = (CONTINUED, "scratch_extra", "scratch_total")
 RATIOS = np.geomspace(0.01, 100.0, 401)  # extra / sunk
+_ALIKE = 1.1  # budgets this much apart count as one
 _LEAST_EXTRA = 0.05  # of a total budget: less is no training after growth
 
 
@@ -107,7 +108,8 @@ def decision_map(
 ) -> pd.DataFrame:
     """The gain with its interval over a grid: a row per total (F_c) and sunk share (above 0, below 1).
 
-    `studied` says whether the point lies within the sunk/F_c and extra/sunk of the study's branches.
+    `studied` says whether the point lies within the sunk/F_c and extra/sunk of the study's branches and,
+    against scratch, within the budgets that were trained from scratch.
     """
     shares, totals = np.asarray(sunk_shares, float), np.asarray(totals_f_c, float)
     check(bool(((shares > 0) & (shares < 1)).all()), "sunk_shares must be above 0 and below 1")
@@ -120,6 +122,10 @@ def decision_map(
     (low_s, high_s), (low_r, high_r) = laws.studied["sunk / F_c"], laws.studied["extra / sunk"]
     ratio = extra / sunk
     inside = (sunk >= low_s) & (sunk <= high_s) & (ratio >= low_r) & (ratio <= high_r)
+    if against != CONTINUED:
+        low, high = laws.studied.get("scratch / F_c", (np.inf, -np.inf))
+        budget = extra if against == "scratch_extra" else total
+        inside &= (budget >= low / _ALIKE) & (budget <= high * _ALIKE)
     return pd.DataFrame(
         {
             "arm": arm,

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis.arm_laws import CONTINUED, fit_arms
 from analysis.arms import ways_of_growing
 from analysis.budget import gain
+from analysis.floor import Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class HeldOut:
     because: str = ""
 
 
-def largest_held_out(cells: pd.DataFrame, floor: float | None = None) -> HeldOut:
+def largest_held_out(cells: pd.DataFrame, floor: Asked = None) -> HeldOut:
     """Fits all sizes but the largest, predicts that one's branches at their own ratios."""
     branches = cells[(cells["kind"] == "branch") & (cells["status"] == "done") & cells["final_loss"].notna()]
     sizes = sorted(branches["trunk_activated_params"].unique())

@@ -41,6 +41,11 @@ def _budget_map(laws: ArmLaws, cells: pd.DataFrame) -> pd.DataFrame:
     arm, totals = next(iter(laws.grown)), cells["total_flops"] / cells["f_c"]
     grid = decision_map(laws, arm, np.linspace(0.05, 0.95, 19), np.geomspace(totals.min(), totals.max(), 15))
     known = grid[grid["studied"]]
+    if known.empty:
+        raise ValueError(
+            "Nothing was trained from scratch with a total budget at which something was grown: the law "
+            "would be extrapolated. Run fixed_total beside fixed_extra."
+        )
     gains = pd.DataFrame(
         {
             "sunk_share": known["sunk_share"],

@@ -59,6 +59,10 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     whole = {name: cells_table(store, name) for name in known}
     studies = {name: comparable(cells) for name, cells in whole.items()}
     more = {name: law_tables(cells) for name, cells in studies.items()}
+    both = [studies[name] for name in ("fixed_total", "fixed_extra") if name in studies]
+    if len(both) == 2:  # scratch at two budgets, and growth between them
+        joint = pd.concat(both, ignore_index=True).drop_duplicates("cell_id", ignore_index=True)
+        more["fixed_total"] = law_tables(joint)
     if {"growth_lr", "scratch_lr"} <= set(studies):
         more["growth_lr"] = more["growth_lr"] | {"rates": lambda: _rates(studies)}
     tables = {name: StudyTables(store, name, more[name]) for name in studies}

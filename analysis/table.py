@@ -46,7 +46,7 @@ COLUMNS = (
     *("scratch_total_acc", "scratch_total_acc_se", "sham_acc", "sham_acc_se"),
     *("tokens", "unique_tokens", "epochs", "activated_params", "activated_matmul_params", "total_params"),
     *("trunk_activated_params", "inference_flops_per_token", "data", "at_growth", "decay_fraction"),
-    *("eval_id", "wall_s", *(f"{control}_id" for control in CONTROLS)),
+    *("eval_id", "entropy_floor", "wall_s", *(f"{control}_id" for control in CONTROLS)),
 )
 _SPIKE_STEPS, _STEPS_BEFORE = 50, 20
 _TEXT = (

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from moe import flops
+from moe.data import entropy_floor
 from moe.operator import DepthMethod, Operator, WidthMethod
 from moe.plain import to_plain
 from sweeps.cell import BRANCH, SCRATCH, Cell, operators_of
@@ -19,7 +20,7 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
     path = _path(leaf, num_sunk=len(cell.base.segments()) if cell.base else 0)
     tokens = sum((part["to_step"] - part["from_step"]) * part["tokens_per_step"] for part in path)
     at_step = cell.kind in (BRANCH, SCRATCH, Control.SHAM)
-    branch = cell.start.trajectory if cell.start else None
+    branch, asked = cell.start.trajectory if cell.start else None, cell.full.questions
     source = leaf.trajectory.root.source
     return {
         "cell_id": cell.id,
@@ -57,6 +58,7 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
         "trunk_activated_params": trunk_params,
         "inference_flops_per_token": flops.forward_flops_per_token(model, config.train.seq_len),
         "data": config.data.source,
+        "entropy_floor": entropy_floor(config.data, asked.averaged or asked.families),
         "at_growth": config.at_growth.value,
         "decay_fraction": config.budget.decay_fraction,
         "eval_id": cell.eval_id,

@@ -64,6 +64,7 @@ def test_advice_depends_on_ratios_alone_and_says_how_far_n_a_is_extrapolated(cel
     )
     assert [o.net for o in large.options] == pytest.approx([o.net for o in small.options])
     reach = {one.name: one.beyond for one in large.reach}
+    assert reach.pop("scratch / F_c") > 1.0  # starting over was not trained with that budget
     assert reach == {"sunk / F_c": 1.0, "extra / sunk": 1.0, "N_a": pytest.approx(10.0)}
     assert "N_a = 1.2e+06; studied: 1.2e+05 to 1.2e+05: extrapolated 10 times beyond" in text(large, "s")
 

@@ -157,6 +157,18 @@ def test_the_decision_map_holds_the_gain_of_each_point_and_where_it_was_studied(
     assert table.loc[(table["total_f_c"] == 4.0) & (table["sunk_share"] == 0.5), "studied"].all()
 
 
+def test_against_scratch_the_map_knows_only_budgets_that_were_trained_from_scratch(laws):
+    low, high = laws.studied["scratch / F_c"]
+    totals = np.array([0.5 * low, low, high, 2 * high])
+    table = decision_map(laws, "stack", np.array([0.5]), totals, "scratch_total").set_index("total_f_c")
+    ungrown = decision_map(laws, "stack", np.array([0.5]), totals, CONTINUED).set_index("total_f_c")
+    assert not table["studied"].to_numpy()[[0, 3]].any()
+    assert (table["studied"] <= ungrown["studied"]).all()
+    assert table["studied"].equals(
+        ungrown["studied"] & (table.index >= low / 1.1) & (table.index <= high * 1.1)
+    )
+
+
 def test_the_zero_contour_runs_where_the_map_changes_sign(laws):
     contour = zero_contour(laws, "stack", np.array([1.0, 2.0, 300.0]), CONTINUED)
     for total, share in contour[["total_f_c", "sunk_share"]].dropna().to_numpy():

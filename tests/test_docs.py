@@ -18,9 +18,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from moe import flops
-from moe.data import parse_data
+from moe.data import WorldConfig, entropy_floor, parse_data
 from moe.data.__main__ import main as print_language
-from moe.data.language import vocabulary
+from moe.data.entropy import entropies, mixture_entropy
+from moe.data.language import ABRUPT, vocabulary
 from moe.growth import grow_weights
 from moe.growth_report import growth_report
 from moe.operator import Operator, WidthMethod
@@ -141,3 +142,22 @@ def test_the_shares_of_the_language_are_those_of_its_configuration():
     }
     words = len(vocabulary(parse_data(config))[0])
     assert f"a closed language of {words} words" in LANGUAGE
+
+
+def test_the_entropies_of_the_language_are_those_that_are_computed():
+    config = parse_data(yaml.safe_load((tiny.ROOT / "conf/data/world.yaml").read_text()))
+    assert isinstance(config, WorldConfig)
+    (table,) = re.findall(r"\| family \| training stream \|.*\n\|[-|]+\n((?:\|.*\n)+)", LANGUAGE)
+    rows = [line.replace("*", "").strip("| ").split(" | ") for line in table.splitlines()]
+    shown = {name: numbers for name, *numbers in rows}
+    found = entropies(config)
+    computed = {name: [e.training, e.held_out, e.least] for name, e in found.items()}
+    averaged = [name for name in found if name not in ABRUPT]
+    least = sum(found[name].least for name in averaged) / len(averaged)
+    computed["mixture"] = [mixture_entropy(config), None, None]
+    computed["mean but for recall"] = [None, entropy_floor(config, averaged), least]
+    assert shown == {
+        name: ["–" if value is None else f"{value:.3f}" for value in values]
+        for name, values in computed.items()
+    }
+    assert f"ln {config.vocab_size} = {np.log(config.vocab_size):.3f}" in LANGUAGE

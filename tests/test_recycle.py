@@ -15,9 +15,11 @@ from moe.operator import DepthMethod, Exactness, Operator, WidthMethod
 from moe.plain import parse
 from moe.recycle.architecture import ARCHITECTURES
 from moe.recycle.checkpoint import open_checkpoint
+from moe.recycle.layerwise import Layerwise
 from moe.recycle.plan import make_plan
 from moe.recycle.run import grow, planned
 from moe.recycle.settings import RecycleConfig
+from moe.recycle.verify import Verdict, verdict_lines, verify
 from moe.recycle.writer import draft_of
 
 OPERATOR = {
@@ -39,7 +41,7 @@ OPERATOR = {
 def asked(source: Path, target: Path, *, threads=2, shard_size="5GB", seed=0, **growth) -> RecycleConfig:
     given = {"do": "grow", "source": str(source), "target": str(target), "plan": None, "seed": seed}
     given |= {"revision": None, "sunk_tokens": None, "sunk_flops": None, "shard_size": shard_size}
-    given |= {"memory_limit": "4GiB", "threads": threads, "growth": OPERATOR | growth}
+    given |= {"verify": True, "memory_limit": "4GiB", "threads": threads, "growth": OPERATOR | growth}
     return parse(RecycleConfig, given)
 
 
@@ -279,6 +281,96 @@ def test_growing_twice_chains_the_lineage_and_the_card_tells_it(sources, tmp_pat
     assert card.count("## Grown with Regrow") == 1
     assert "2. duplicate, noise 0.01, seed 0: deep" in card
     assert (second / "tokenizer.json").read_text() == "{}"
+
+
+# -- verification ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_function_is_what_transformers_computes_at_once(sources, name):
+    """Layer by layer and in one go, the same numbers."""
+    tokens = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+    layerwise = Layerwise(open_checkpoint(sources[name]))
+    *_, (last, _) = layerwise.hidden(tokens)
+    found = torch.cat(list(layerwise.logits(last)), 1)
+    torch.testing.assert_close(found, logits(load(sources[name])).flatten(0, 1), rtol=0, atol=1e-6)
+
+
+def verified(source: Path, target: Path, memory_limit: int = 4 << 30) -> Verdict:
+    return verify(source, target, memory_limit=memory_limit)
+
+
+def test_a_sound_growth_holds_and_says_how_far_the_function_moved(sources, tmp_path):
+    exact = grown(sources["deepseek_v3"], tmp_path / "exact", width_method="duplicate")
+    verdict = verified(sources["deepseek_v3"], exact)
+    assert verdict.holds
+    assert verdict.compared_bytes == sum(t.numel() * 4 for t in tensors_of(exact).values())
+    assert verdict.function.max_change < 1e-5
+    assert verdict.function.divergence < 1e-6
+    assert verdict.function.agreement == 1.0
+    noisy = grown(sources["deepseek_v3"], tmp_path / "noisy", width_method="duplicate", noise_scale=0.05)
+    verdict = verified(sources["deepseek_v3"], noisy)
+    assert verdict.holds
+    assert 0.9 < verdict.noise_ratio < 1.1
+    assert verdict.function.max_change > 1e-4
+    assert 0.5 < verdict.function.agreement < 1.0
+
+
+def test_an_honest_jump_is_that_of_the_whole_models(sources, tmp_path):
+    target = grown(sources["olmoe"], tmp_path / "deep", method="stack")
+    function = verified(sources["olmoe"], target).function
+    tokens = torch.randint(0, 64, (4, 64), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        p, q = (load(folder)(tokens).logits.log_softmax(-1) for folder in (sources["olmoe"], target))
+    assert function.divergence == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-4)
+    assert function.agreement is None
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (
+            lambda t: t["model.layers.0.mlp.experts.1.up_proj.weight"].view(-1)[7:8].add_(1),
+            "experts.1.up_proj",
+        ),
+        (
+            lambda t: t["model.layers.0.mlp.experts.6.up_proj.weight"].mul_(1.001),
+            "is not what its seed draws",
+        ),
+        (lambda t: t.pop("model.layers.1.mlp.gate.weight"), "target lacks 1 tensors"),
+        (lambda t: t.update(more=torch.zeros(1)), "target has, and should not, 1 tensors: more"),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_named(sources, tmp_path, damage, match):
+    target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate", noise_scale=0.01)
+    tensors = tensors_of(target)
+    damage(tensors)
+    checkpoints.rewrite(target, tensors)
+    verdict = verified(sources["olmoe"], target)
+    assert not verdict.holds
+    assert match in "\n".join(verdict_lines(verdict))
+
+
+def test_a_config_that_was_changed_is_named(sources, tmp_path):
+    target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
+    edit_config(target, num_experts_per_tok=2)
+    assert "num_experts_per_tok=2; it should be 4" in verified(sources["olmoe"], target).problems[0]
+
+
+def test_a_layer_that_memory_does_not_hold_is_not_run_and_that_is_said(sources, tmp_path):
+    target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
+    verdict = verified(sources["olmoe"], target, memory_limit=1)
+    assert verdict.holds
+    assert verdict.function is None
+    assert "a layer in fp32 takes memory_limit=" in verdict.skipped[0]
+
+
+def test_a_folder_that_was_not_grown_or_not_from_this_source_is_refused(sources, tmp_path):
+    with pytest.raises(ValueError, match=r"has no growth\.json"):
+        verified(sources["olmoe"], sources["mixtral"])
+    target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
+    with pytest.raises(ValueError, match="was grown from olmoe, not from"):
+        verified(sources["mixtral"], target)
 
 
 # -- plans -----------------------------------------------------------------------------------------------

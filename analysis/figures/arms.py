@@ -101,11 +101,14 @@ def caption_of(rows: pd.DataFrame, what: str, more: str = "") -> str:
     measured = rows[rows["acc"].notna()]
     suites = [f"{name} ({items(part)})" for name, part in measured.groupby("source", sort=False)]
     bars = "over trunks" if several else "of the evaluation"
+    more = f" {more}" if more else ""
+    if several:
+        more = " Claims compare arms within trunks: what the arms of one have in common drops out." + more
     return (
         f"{what} {grown['cell_id'].nunique()} grown cells, {of_trunks(grown)}. Haze: the training loss of "
         f"each step{', mean over trunks' if several else ''}; line: its running mean. Points: accuracy, "
         f"{' and '.join(suites)}, small along the way, large at the end; bars: one standard error {bars}. "
-        "The loss axis cuts off the start of scratch." + (f" {more}" if more else "")
+        f"The loss axis cuts off the start of scratch.{more}"
     )
 
 

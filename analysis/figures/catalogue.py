@@ -93,7 +93,7 @@ FIGURES = {
         ),
         _entry("T1", "Cosines of moments and updates", "order", "twins updates", moment_and_update_cosines),
         _entry("T2", "Weight norms at the seam", "norms", "norms", seam_norms_beside_the_paper),
-        _entry("N1", "Budget map", "fixed_extra fixed_total ladder", "budget_map", budget_map),
+        _entry("N1", "Budget map", "fixed_total ladder fixed_extra", "budget_map", budget_map),
         _entry("N2", "Sunk FLOPs or base accuracy", "fixed_extra timing", "cells", mediation_panel),
         _entry(
             "N3",

@@ -17,6 +17,7 @@ from analysis.figures.style import (
     looks,
     new_figure,
     of_trunks,
+    ordered_looks,
     page,
 )
 from analysis.growths import JUMPS, distinct, records
@@ -173,7 +174,8 @@ def clone_divergence(twins: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
     figure = new_figure(9.6, 3.2 + 0.18 * np.ceil(len(labels) / columns))
     left, right = figure.subplots(1, 2)
     scale, unit = flops_scale(table["extra_flops"])
-    arms = looks(labels)
+    methods = {label.split(",")[0] for label in labels}
+    arms = ordered_looks(labels) if len(methods) == 1 and len(labels) > 2 else looks(labels)
     positive = table.loc[table["twin_distance"] > 0, "twin_distance"]
     floor = positive.min() / _ZERO_BELOW if len(positive) else 1e-9
     for arm, part in table.groupby("arm", sort=False):

@@ -14,9 +14,8 @@ from analysis.figures.arms import (
     series_of,
     sunk_words,
 )
-from analysis.figures.style import Look, ink, is_dark, looks, page, sequential
+from analysis.figures.style import Look, ink, looks, ordered_looks, page
 
-_MARKERS = ("D", "o", "s", "^", "v", "P", "X")
 _RANDOM = "random experts"
 
 
@@ -73,11 +72,7 @@ def _names(own: pd.DataFrame) -> pd.Series:
 
 def _styles(scales: list[float]) -> dict[str, Look]:
     """Scales are ordered, so they take the sequential map; random experts their method's own colour."""
-    colours = sequential()(np.linspace(0, 1 if is_dark() else 0.95, len(scales)))
-    styles = {
-        _name(scale): Look(tuple(colour), _MARKERS[i % len(_MARKERS)], "-", True)  # pyright: ignore[reportArgumentType]
-        for i, (scale, colour) in enumerate(zip(scales, colours, strict=True))
-    }
+    styles = ordered_looks([_name(scale) for scale in scales])
     random = looks(["random_experts"])["random_experts"]
     return styles | {_RANDOM: Look(random.colour, random.marker, (0, (5, 1.5)), True)}
 

@@ -38,6 +38,7 @@ _METHODS = {
 }
 _MORE_COLOURS = ("#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#009E73")
 _MORE_MARKERS = ("P", "X", "<", ">")
+_ORDERED_MARKERS = ("D", "o", "s", "^", "v", "P", "X")
 _ON_DARK = {"#0072B2": "#56B4E9", "#56B4E9": "#0072B2"}  # the deep blue is hard to see on a dark page
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1, 1)))
 _DPI = 160  # of pictures
@@ -76,6 +77,15 @@ def looks(arms: list[str]) -> dict[str, Look]:
             filled=(nth + nth // len(_LINES)) % 2 == 0,
         )
     return out
+
+
+def ordered_looks(arms: list[str]) -> dict[str, Look]:
+    """A look per arm of one method in its order, noise scales for example: the sequential map and markers."""
+    colours = sequential()(np.linspace(0, 1 if is_dark() else 0.95, len(arms)))
+    return {
+        arm: Look(tuple(colour), _ORDERED_MARKERS[nth % len(_ORDERED_MARKERS)], "-", True)  # pyright: ignore[reportArgumentType]
+        for nth, (arm, colour) in enumerate(zip(arms, colours, strict=True))
+    }
 
 
 def _method(arm: str) -> str:

@@ -6,6 +6,7 @@ Exit code 2 and one line if refused.
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from analysis.arm_laws import arm_points, laws_of
+from analysis.floor import Asked, Floor, floor_asked, floor_given, floor_of
 from analysis.laws import ACCURACY, CHINCHILLA, POWER, SUNK_LAWS, Law, Points
 from analysis.laws.fitting import RESAMPLES, Comparison, compare
 from analysis.table import cells_table
 from moe.plain import check
 from sweeps.store import Store
-
-_Question = tuple[Points, tuple[Law, ...]]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_intermixed_args(arguments)
     try:
         check(given.resamples >= 40, f"--resamples={given.resamples} must be 40 or more for a 95 % interval")
-        found = {name: _answer(question, given) for name, question in _questions(given).items()}
+        asked = _questions(given)
+        found = {name: _answer(one, given) for name, one in asked.items()}
         failed = [why for comparison in found.values() for why in comparison.refused.values()]
         fits = [fit for comparison in found.values() for fit in comparison.fits]
         check(bool(fits), next(iter(failed), "there is nothing to fit"))
@@ -41,10 +42,12 @@ def main(arguments: list[str] | None = None) -> int:
     for name, comparison in found.items():
         if comparison.fits:
             console.print(_table(name, comparison))
+        if comparison.fits and asked[name].floor.why:
+            console.print(asked[name].floor.why, highlight=False, markup=False, soft_wrap=True)
         for why in comparison.refused.values():
             console.print(f"{name}: {why}", highlight=False, markup=False, soft_wrap=True)
     if given.json:
-        plain = {name: _plain(comparison) for name, comparison in found.items()}
+        plain = {name: _plain(one) | {"floor": asked[name].floor.why} for name, one in found.items()}
         Path(given.json).write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
     return 0
 
@@ -57,11 +60,18 @@ def _parser() -> argparse.ArgumentParser:
     for column in ("sunk", "extra", "loss", "trunk", "acc", "params", "tokens"):
         parser.add_argument(f"--{column}", metavar="COLUMN", help=f"the column of {column} in FILE.csv")
     parser.add_argument("--f-c", type=float, default=1.0, help="FLOPs of one F_c (1: the file is in F_c)")
-    parser.add_argument("--floor", type=float, help="E in nats per token, where it is known")
+    parser.add_argument("--floor", help="E in nats per token, or free; else what the data says")
     parser.add_argument("--noise", type=float, help="standard deviation of log loss at one point")
     parser.add_argument("--resamples", type=int, default=RESAMPLES, help=f"bootstrap resamples ({RESAMPLES})")
     parser.add_argument("--json", metavar="OUT", help="write the same as JSON")
     return parser
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    points: Points
+    laws: tuple[Law, ...]
+    floor: Floor
 
 
 def _questions(given: argparse.Namespace) -> dict[str, _Question]:
@@ -79,22 +89,30 @@ def _questions(given: argparse.Namespace) -> dict[str, _Question]:
     if files:
         points = _of_file(files[0], given)
         laws = SUNK_LAWS if np.ptp(points.sunk) > 0 else (POWER,)
-        out: dict[str, _Question] = {files[0]: (points, laws)}
-        out |= {"without growth": (points, (CHINCHILLA,))} if given.params and given.tokens else {}
-        return out | ({"accuracy": (points, (ACCURACY,))} if given.acc else {})
-    return _of_study(cells_table(Store(settings.get("launch.store", "store")), settings["study"]))
+        out = {files[0]: laws}
+        out |= {"without growth": (CHINCHILLA,)} if given.params and given.tokens else {}
+        out |= {"accuracy": (ACCURACY,)} if given.acc else {}
+        floor = floor_given(floor_asked(given.floor))
+        return {name: _Question(points=points, laws=laws, floor=floor) for name, laws in out.items()}
+    cells = cells_table(Store(settings.get("launch.store", "store")), settings["study"])
+    return _of_study(cells, floor_asked(given.floor))
 
 
-def _of_study(cells: pd.DataFrame) -> dict[str, _Question]:
-    out: dict[str, _Question] = {}
+def _of_study(cells: pd.DataFrame, asked: Asked) -> dict[str, _Question]:
+    """One E for all arms; that of the runs without growth, whose law has the model's size, is another."""
+    arms = {}
     for name, points in arm_points(cells, need_continued=False).items():
         sizes = points.activated_params
         assert sizes is not None, "cells have an N_a"
-        out[name] = points, laws_of(name, sizes)
+        arms[name] = points, laws_of(name, sizes)
     done = cells[(cells["status"] == "done") & cells["final_loss"].notna()]
-    whole = done[done["kind"] != "branch"]
-    out["without growth"] = _of_cells(whole), (CHINCHILLA,)
-    out["accuracy"] = _of_cells(done[done["final_acc"].notna()]), (ACCURACY,)
+    whole = _of_cells(done[done["kind"] != "branch"]), (CHINCHILLA,)
+    scored = _of_cells(done[done["final_acc"].notna()]), (ACCURACY,)
+    groups = (arms, {"without growth": whole}, {"accuracy": scored})
+    out: dict[str, _Question] = {}
+    for group in groups:
+        floor = Floor() if "accuracy" in group else floor_of(cells, group.values(), asked)
+        out |= {name: _Question(points=p, laws=laws, floor=floor) for name, (p, laws) in group.items()}
     return out
 
 
@@ -135,11 +153,10 @@ def _of_file(path: str, given: argparse.Namespace) -> Points:
 
 
 def _answer(question: _Question, given: argparse.Namespace) -> Comparison:
-    points, laws = question
-    fixed = None if given.floor is None else {"E": given.floor}
+    laws, fixed = question.laws, question.floor.fixed
     noise = given.noise if laws != (ACCURACY,) else None
     try:
-        return compare(points, laws, fixed=fixed, noise=noise, resamples=given.resamples)
+        return compare(question.points, laws, fixed=fixed, noise=noise, resamples=given.resamples)
     except ValueError as error:
         return Comparison(fits=(), refused={" ".join(law.name for law in laws): str(error)})
 

@@ -13,7 +13,7 @@ from moe.plain import check
 LEVEL = 0.95
 RESAMPLES = 400
 MIN_TRUNKS = 3
-_HUBER = 1.345  # δ in standard deviations: 95 % efficient under normal noise
+HUBER = 1.345  # δ in standard deviations: 95 % efficient under normal noise
 _LEAST_DELTA = 1e-4  # nats of log loss: below it no loss is measured
 _LEAST_ERROR = 1e-6  # AICc takes no fit for better than this
 
@@ -148,7 +148,7 @@ def compare(points: Points, laws: tuple[Law, ...] = SUNK_LAWS, **options) -> Com
     able = [law for law in laws if law.name not in refused]
     check(bool(able), next(iter(refused.values()), "no law was given"))
     if noise is None:
-        noise = min(_delta(law, points, fixed[law.name], None) for law in able) / _HUBER
+        noise = min(_delta(law, points, fixed[law.name], None) for law in able) / HUBER
     fits = [fit(law, points, fixed=fixed[law.name], noise=noise, **options) for law in able]
     fits.sort(key=lambda f: np.inf if f.aicc is None else f.aicc)
     return Comparison(fits=tuple(fits), refused=refused)
@@ -193,7 +193,7 @@ def _delta(law: Law, points: Points, fixed: dict[str, float], noise: float | Non
         residuals = problem.residuals(search(problem)[None], problem.observed[None])[0]
         freedom = len(points) / (len(points) - len(problem.free))
         noise = float(1.4826 * stats.median_abs_deviation(residuals) * np.sqrt(freedom))
-    return max(_HUBER * noise, _LEAST_DELTA)
+    return max(HUBER * noise, _LEAST_DELTA)
 
 
 def bootstrap(found: Fit, points: Points, resamples: int, trunks: tuple = (), seed: int = 0) -> Fit:

@@ -5,11 +5,13 @@ A corpus (of files or a dataset) is prepared once, as shards of tokens in a fold
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moe.data import corpus, text, world
 from moe.data.corpus import Corpus
+from moe.data.entropy import held_out_entropy
 from moe.data.huggingface import HuggingFaceConfig, HuggingFaceSource, huggingface_identity
 from moe.data.items import Data, Items, Questions
 from moe.data.language import ABRUPT, FAMILIES, WorldConfig, vocabulary
@@ -31,6 +33,7 @@ __all__ = [
     "WorldConfig",
     "averaged_of",
     "data_identity",
+    "entropy_floor",
     "families_of",
     "is_corpus",
     "open_data",
@@ -96,6 +99,19 @@ def vocabulary_of(identity: dict[str, Any]) -> Any:
         return {"version": identity["version"], "words": vocabulary(parse(WorldConfig, parameters))[0]}
     tokenizer = identity["tokenizer"]
     return identity if tokenizer["kind"] == BPE else tokenizer
+
+
+def entropy_floor(config: DataConfig, families: Sequence[str]) -> float | None:
+    """The entropy E of held-out tokens in nats, the mean over `families`; None where it is not known.
+
+    What it is exactly and what it neglects: `moe.data.entropy`.
+    """
+    match config:
+        case WorldConfig():
+            found = held_out_entropy(config, tuple(families))
+            return None if found is None else round(found, 6)
+        case _:
+            return None
 
 
 def is_corpus(identity: dict[str, Any]) -> bool:

@@ -133,13 +133,24 @@ class Reader:
         """The tensor, or its `index`-th slice along the first axis, in fp32."""
         shape = stored.shape if index is None else stored.shape[1:]
         size = prod(shape) * stored.itemsize
+        content = self.content(stored, (index or 0) * size, size)
+        return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape).float()
+
+    def rows(self, stored: Stored, first: int, last: int) -> Tensor:
+        """Slices `first` to before `last` along the first axis, in fp32."""
+        row = prod(stored.shape[1:]) * stored.itemsize
+        content = self.content(stored, first * row, (last - first) * row)
+        return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(-1, *stored.shape[1:]).float()
+
+    def content(self, stored: Stored, first: int, size: int) -> bytearray:
+        """`size` bytes of a tensor from its byte `first` on."""
         content = bytearray(size)
-        view, place = memoryview(content), stored.begin + (index or 0) * size
+        view, place = memoryview(content), stored.begin + first
         while view:
             count = os.preadv(self._file(stored.path), [view], place)
             check(count > 0, f"{stored.path} ends within {stored.name}")
             view, place = view[count:], place + count
-        return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape).float()
+        return content
 
     def copy_to(self, file: int, place: int, stored: Stored, first: int, size: int, step: int) -> None:
         """`size` bytes of a tensor from its byte `first` on to `place` of an open file, `step` at a time."""

@@ -69,6 +69,11 @@ class Target:
         return prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
+def whole(stored: Stored) -> tuple[Piece, ...]:
+    """A tensor as it is."""
+    return (Piece(stored),)
+
+
 @dataclass(frozen=True)
 class Size:
     """Numbers of a checkpoint: weights, those that act on a token, bytes, and training FLOPs per token, 6 for
@@ -179,7 +184,7 @@ class _Grower:
 
     def targets(self) -> Iterator[Target]:
         for stored in self.outside:
-            yield Target(stored.name, stored.dtype, stored.shape, (Piece(stored),))
+            yield Target(stored.name, stored.dtype, stored.shape, whole(stored))
         num_layers = self.model.num_layers
         sources = self.operator.layer_sources(num_layers)
         num_copies, seen = Counter(sources), Counter[int]()

@@ -14,8 +14,14 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 class Task(StrEnum):
     GROW = "grow"
+    VERIFY = "verify"
     LINEAGE = "lineage"
     EXPORT = "export"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The folders that it takes."""
+        return ("target",) if self is Task.LINEAGE else ("source", "target")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,21 +47,20 @@ class RecycleConfig:
     revision: str | None
     sunk_tokens: float | None
     sunk_flops: float | None
+    verify: bool
     shard_size: str
     memory_limit: str
     threads: int | None
 
     def __post_init__(self) -> None:
         check(self.plan in (None, "only"), f"plan={self.plan} is not a choice; choose only or null")
-        needs = (
-            {"source": self.source, "target": self.target}
-            if self.do is not Task.LINEAGE
-            else {"target": self.target}
-        )
-        if self.plan == "only":
-            needs.pop("target")
-        for name, value in needs.items():
-            check(value is not None, f"{name} is missing; try python recycle.py source=DIR target=DIR")
+        for name in self.do.needs:
+            needed = not (name == "target" and self.plan == "only")
+            check(
+                getattr(self, name) is not None or not needed,
+                f"{name} is missing; try python recycle.py do={self.do} "
+                + " ".join(f"{key}=DIR" for key in self.do.needs),
+            )
         for name in ("sunk_tokens", "sunk_flops"):
             value = getattr(self, name)
             check(value is None or value > 0, f"{name}={value} must be above 0, or null")

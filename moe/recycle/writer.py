@@ -169,6 +169,15 @@ def _write_shard(
     return peak
 
 
+def write_pieces(path: Path, shard: Shard, reader: Reader) -> None:
+    """A small file of pieces that nothing is drawn for, on this thread."""
+    with path.open("wb") as file:
+        file.truncate(shard.num_bytes)
+        os.pwrite(file.fileno(), shard.header, 0)
+        for target, piece, place in shard.jobs():
+            _write_piece(file.fileno(), target, piece, place, reader, seed=0)
+
+
 def _write_piece(file: int, target: Target, piece: Piece, place: int, reader: Reader, seed: int) -> None:
     source = piece.source
     if piece.change is None:
