@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from moe.plain import parse
+from moe.recycle.interchange import export_lines
 from moe.recycle.lineage import lines, read_lineage
 from moe.recycle.plan_text import plan_lines
 from moe.recycle.run import Grown, grow, planned
@@ -37,6 +38,8 @@ def recycle(config: RecycleConfig) -> None:
             print("\n".join(lines(read_lineage(Path(str(config.target))))))
         case Task.VERIFY:
             _verify(config)
+        case Task.EXPORT:
+            print(export_lines(config.source, config.target))
         case Task.GROW if config.plan == "only":
             print("\n".join(plan_lines(planned(config))))
         case Task.GROW:

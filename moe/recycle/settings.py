@@ -16,6 +16,7 @@ class Task(StrEnum):
     GROW = "grow"
     VERIFY = "verify"
     LINEAGE = "lineage"
+    EXPORT = "export"
 
     @property
     def needs(self) -> tuple[str, ...]:
