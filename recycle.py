@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from moe.plain import check, parse
 from moe.recycle.checkpoint import open_checkpoint
+from moe.recycle.interchange import export_lines
 from moe.recycle.lineage import lines, read_lineage
 from moe.recycle.norms import COLUMNS, norm_rows, seams_of
 from moe.recycle.plan_text import plan_lines
@@ -41,6 +42,8 @@ def recycle(config: RecycleConfig) -> None:
             _verify(config)
         case Task.NORMS:
             _norms(config)
+        case Task.EXPORT:
+            print(export_lines(config.source, config.target))
         case Task.GROW if config.plan == "only":
             print("\n".join(plan_lines(planned(config))))
         case Task.GROW:

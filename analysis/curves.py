@@ -34,7 +34,7 @@ def curves(store: Store, study: str) -> pd.DataFrame:
     parts, facts = [], []
     for row in rows:
         for pair in _pairs(cells, row["cell_id"]):
-            origin = cells[pair]["sunk_flops"] if row["kind"] == "continued" else None
+            origin = cells[pair]["sunk_flops"] - _before(row) if row["kind"] == "continued" else None
             part = _curve(row, row["path"], origin, measures, metrics)
             if part is None:
                 continue
@@ -63,6 +63,7 @@ def trunk_curves(store: Store, study: str) -> pd.DataFrame:
         part = _curve(row, [{**p, "phase": "stable"} for p in path], None, measures, metrics)
         if part is not None:
             part = part.rename(columns={"extra_flops": "flops"}).drop(columns="phase")
+            part["flops"] += _before(row)
             replicate = cells[row["cell_id"]]["replicate"]
             parts.append(part.assign(trunk_id=row["trunk_id"], replicate=replicate))
     names = ["trunk_id", "replicate", "trajectory_id", "step", "flops"]
@@ -84,7 +85,7 @@ def family_curves(store: Store, study: str) -> pd.DataFrame:
     for source, name in (("probe", "probe_eval_id"), ("full", "eval_id")):
         rows = []
         for row, path in trunks:
-            cell, offset = cells[row["cell_id"]], 0.0
+            cell, offset = cells[row["cell_id"]], _before(row)
             of_trunk = {key: cell[key] for key in ("trunk_id", "replicate", "seed")} | {"source": source}
             for p in path:
                 for line in measures.of_suite(p["trajectory_id"], source, row.get(name)):
@@ -182,6 +183,11 @@ def _curve(
             offset += (high - low) * p["flops_per_step"]
             tokens += (high - low) * p["tokens_per_step"]
     return pd.concat(parts, ignore_index=True) if parts else None
+
+
+def _before(row: dict[str, Any]) -> float:
+    """FLOPs that went into the checkpoint that a path begins with; 0 for random init."""
+    return row.get("source_flops") or 0.0
 
 
 def _tokens_at(path: list[dict[str, Any]], flops: float) -> float:

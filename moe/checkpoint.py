@@ -91,6 +91,11 @@ def load_weights(directory: Path) -> Tensors:
     return load_file(directory / "model.safetensors")
 
 
+def check_state(directory: Path) -> None:
+    """Reads every file of a state; raises CorruptState naming one that is not what was written."""
+    _check_digests(directory)
+
+
 def load_description(directory: Path) -> Description:
     """What the state in `directory` describes itself as; ValueError if it is no state, or an older one."""
     check(

@@ -1,7 +1,7 @@
 """From a configuration to cells: the states a question needs, its controls and their FLOPs.
 
-No torch here. A cell is a path from random init to one leaf state; the states marked on the way
-(base, start, stable) are evaluated as well.
+No torch here. A cell is a path from random init, or a given checkpoint, to one leaf state; the states marked
+on the way (base, start, stable) are evaluated as well.
 """
 
 import json
@@ -19,7 +19,8 @@ from moe.plain import canonical_json, check, digest
 from sweeps.config import Control, SweepConfig
 from sweeps.growth import Stage, places_of, stages_of
 from sweeps.outcome import Reading
-from sweeps.trajectory import Address, Kind, Trajectory, child
+from sweeps.source import source_of
+from sweeps.trajectory import Address, Kind, Source, Trajectory, child
 
 BRANCH = "branch"
 SCRATCH = "scratch"
@@ -107,9 +108,9 @@ class Cell:
 
 def resolve(config: SweepConfig) -> Cell:
     """The cell that a configuration asks for, with its controls; ValueError if its budget buys nothing."""
-    trunk = _root(Kind.TRUNK, config, config.model, config.trunk.steps)
+    trunk = _trunk(config, config.trunk.steps)
     grown = _grown_model(config)
-    if config.growth.step == 0:
+    if config.growth.step == 0 and trunk.source is None:
         return _scratch(SCRATCH, config, trunk, grown, _budget(config, sunk_flops=0.0))
     base = _trunk_state(config, trunk)
     cell = _branch(BRANCH, config, trunk, base, _budget(config, sunk_flops=base.flops))
@@ -235,9 +236,10 @@ def _continued(config: SweepConfig, trunk: Trajectory, cell: Cell) -> Cell:
     """The trunk trained on to the branch's total FLOPs: what the checkpoint gives if nobody grows it."""
 
     def make(total_steps: int | None) -> Trajectory:
-        return _root(Kind.TRUNK, config, config.model, total_steps)
+        return _trunk(config, total_steps)
 
-    _, stable, leaf = _spend(config, make, cell.total_flops, _anneal_flops(cell), Control.CONTINUED)
+    budget_flops = cell.total_flops - trunk.at(0).flops
+    _, stable, leaf = _spend(config, make, budget_flops, _anneal_flops(cell), Control.CONTINUED)
     return Cell(kind=Control.CONTINUED, config=config, trunk=trunk, stable=stable, leaf=leaf)
 
 
@@ -301,10 +303,17 @@ def _anneal(stable: Address, steps: int) -> Trajectory:
     return child(trajectory, stable.step, kind=Kind.ANNEAL, learning_rate=decay)
 
 
-def _root(kind: Kind, config: SweepConfig, model: ModelConfig, horizon: int | None) -> Trajectory:
+def _trunk(config: SweepConfig, horizon: int | None) -> Trajectory:
+    source = source_of(config, data_json(config.data)) if config.trunk.source else None
+    return _root(Kind.TRUNK, config, config.model, horizon, source)
+
+
+def _root(
+    kind: Kind, config: SweepConfig, model: ModelConfig, horizon: int | None, source: Source | None = None
+) -> Trajectory:
     train = config.train
     learning_rate = _learning_rate(train.schedule, train.lr, train.warmup_steps, horizon)
-    return _intern_root(kind, model, data_json(config.data), train, config.seed, learning_rate)
+    return _intern_root(kind, model, data_json(config.data), train, config.seed, learning_rate, source)
 
 
 def _learning_rate(schedule: Schedule, peak: float, warmup_steps: int, horizon: int | None) -> LearningRate:
@@ -314,9 +323,23 @@ def _learning_rate(schedule: Schedule, peak: float, warmup_steps: int, horizon: 
 
 @lru_cache(maxsize=4096)
 def _intern_root(
-    kind: Kind, model: ModelConfig, data: str, train: TrainConfig, seed: int, learning_rate: LearningRate
+    kind: Kind,
+    model: ModelConfig,
+    data: str,
+    train: TrainConfig,
+    seed: int,
+    learning_rate: LearningRate,
+    source: Source | None,
 ) -> Trajectory:
-    return Trajectory(kind=kind, model=model, data=data, train=train, seed=seed, learning_rate=learning_rate)
+    return Trajectory(
+        kind=kind,
+        model=model,
+        data=data,
+        train=train,
+        seed=seed,
+        learning_rate=learning_rate,
+        source=source,
+    )
 
 
 @lru_cache(maxsize=64)

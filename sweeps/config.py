@@ -46,13 +46,28 @@ class PlanMode(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrunkConfig:
-    """`steps` bounds `growth.step`; steps beyond `decay_from` are an anneal of the trunk's state there."""
+    """`steps` bounds `growth.step`; steps beyond `decay_from` are an anneal of the trunk's state there.
+
+    With `source`, the folder of a checkpoint that cost `sunk_flops`, steps count from it, and step 0 is it.
+    """
 
     steps: int
     decay_from: int | None
+    source: str | None = None
+    sunk_flops: float | None = None
 
     def __post_init__(self) -> None:
         check_positive(self, "trunk", "steps")
+        sunk = self.sunk_flops
+        check(
+            sunk is None or sunk > 0,
+            f"trunk.sunk_flops={sunk} must be above 0: what trunk.source cost; or null",
+        )
+        check(
+            sunk is None or self.source is not None,
+            f"trunk.sunk_flops={sunk} is what trunk.source cost, and there is none; give trunk.source=DIR, "
+            "or set trunk.sunk_flops=null",
+        )
         check(
             self.decay_from is None or 0 < self.decay_from < self.steps,
             f"trunk.decay_from={self.decay_from} must lie in 1..{self.steps - 1}, below trunk.steps, "

@@ -141,6 +141,8 @@ class Derivation:
                 self.transient = step
             return state
         parent = self.trajectory.parent
+        if parent is None and self.trajectory.source is not None:
+            raise CorruptState(f"{self.folder} has lost the checkpoint that it starts from")
         if parent is None:
             return initial_state(self.trajectory.model, self.trajectory.seed)
         return self._grown_state()

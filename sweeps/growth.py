@@ -27,7 +27,11 @@ class GrowthConfig(OperatorConfig):
     def __post_init__(self) -> None:
         self.check_operator()
         _check_training("growth", self.warmup_steps, self.lr)
-        check(self.step >= 0, f"growth.step={self.step} must not be negative; 0 is training from scratch")
+        check(
+            self.step >= 0,
+            f"growth.step={self.step} must not be negative; 0 is training from scratch, or "
+            "trunk.source itself",
+        )
         before, then, path = 0.0, self.then, "growth.then"
         while then is not None:
             then.check_operator(path)

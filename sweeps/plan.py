@@ -118,7 +118,7 @@ def make_plan(requested: Iterable[Cell], store: Stored) -> Plan:
         tasks=planner.tasks,
         cached_tasks=planner.cached,
         diverged=planner.diverged,
-        flops_naive=sum(cell.leaf.flops for cell in cells.values()),
+        flops_naive=sum(cell.leaf.trained_flops for cell in cells.values()),
         flops_shared=_shared_flops(taps, trajectories),
         flops_lost_to_cosine=_lost_to_cosine(requested, _shared_flops(taps, trajectories)),
     )

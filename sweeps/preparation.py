@@ -1,9 +1,10 @@
-"""Before the first FLOP: the corpora of a study are prepared in its store, and read as they will be."""
+"""Before the first FLOP: the corpora of a study are prepared in its store, and read as they will be; and so
+are the checkpoints that its trunks start from."""
 
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -11,7 +12,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from moe.data import Data, Observer, Questions, is_corpus, open_data, prepare_data
 from sweeps.cell import Cell, data_json
 from sweeps.plan import Plan
-from sweeps.store import Store
+from sweeps.provenance import git_commit
+from sweeps.source import state_of
+from sweeps.store import Busy, Store
 
 _QUIET_S = 1.0  # what takes less is not worth a word
 _LINE_S = 10.0  # between lines where there is no terminal
@@ -31,6 +34,23 @@ def prepare_corpora(plan: Plan, store: Store, console: Console) -> None:
             with _observing(console) as observe:
                 prepare_data(cells[0].config.data, identity, store.corpora, observe)
             _read(open_data(identity, store.corpora), cells)
+
+
+def prepare_sources(plan: Plan, store: Store) -> None:
+    """Stores the checkpoint that a trunk of the plan starts from as its state at step 0, if it is needed.
+
+    The trajectory is in the store already. ValueError if the checkpoint is not what was planned with.
+    """
+    for trajectory in {task.trajectory for task in plan.tasks.values() if task.start == 0}:
+        source = trajectory.source
+        if source is None or 0 in store.stored_steps(trajectory.id):
+            continue
+        from moe.checkpoint import Description, save_state
+
+        description = Description(trajectory.model, json.loads(trajectory.data), trajectory.train.seq_len)
+        record = {"transient": False, "flops": 0.0, "git_commit": git_commit()}
+        with suppress(Busy), store.writing(trajectory.id):  # whoever trains it has its start
+            save_state(store.state_folder(trajectory.id, 0), state_of(source), description, **record)
 
 
 def _read(data: Data, cells: Iterable[Cell]) -> None:

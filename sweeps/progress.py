@@ -41,6 +41,8 @@ class View:
         table.add_row("study", self.study_name)
         cells = f"{numbers['cells']} requested, {numbers['controls']} controls"
         table.add_row("cells", cells + _collapsed(plan))
+        for source in _sources(plan):
+            table.add_row("source", source)
         table.add_row("trajectories", str(numbers["trajectories"]))
         table.add_row("tasks", f"{numbers['todo_tasks']} to do, {numbers['cached_tasks']} cached")
         ratio = numbers["flops_naive"] / numbers["flops_shared"]
@@ -145,7 +147,7 @@ def describe(task: Task) -> str:
     words.append(f"seed {trajectory.seed}")
     verb = (
         "grow"
-        if task.step == 0
+        if task.step == 0 and trajectory.parent is not None
         else "evaluate"
         if task.start == task.step
         else "rewind"
@@ -233,6 +235,16 @@ def _score(store: Store, cell: Cell, address: Any, field: str = "acc") -> str | 
         if line["step"] == address.step and line["eval_id"] in (cell.eval_id, cell.probe.eval_id):
             return f"{line[field]:.3f}"
     return None
+
+
+def _sources(plan: Plan) -> list[str]:
+    """Each checkpoint that a trunk of the plan starts from: where, at what cost, with what."""
+    found = [cell.trunk.source for cell in plan.requested if cell.trunk.source]
+    return [
+        f"{source.path}, {source.sunk_flops:.3g} FLOPs sunk, {'with' if source.has_moments else 'without'} "
+        f"optimizer moments; tokens from step {source.data_start}"
+        for source in dict.fromkeys(found)
+    ]
 
 
 def _collapsed(plan: Plan) -> str:

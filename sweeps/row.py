@@ -21,6 +21,7 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
     tokens = sum((part["to_step"] - part["from_step"]) * part["tokens_per_step"] for part in path)
     at_step = cell.kind in (BRANCH, SCRATCH, Control.SHAM)
     branch, asked = cell.start.trajectory if cell.start else None, cell.full.questions
+    source = leaf.trajectory.root.source
     return {
         "cell_id": cell.id,
         "kind": str(cell.kind),
@@ -42,7 +43,10 @@ def row(cell: Cell, requested: bool) -> dict[str, Any]:
         "sunk_flops": cell.sunk_flops,
         "extra_flops": cell.extra_flops,
         "total_flops": cell.total_flops,
-        "paper_flops": sum(
+        "source_flops": source.sunk_flops if source else None,
+        "paper_flops": None
+        if source
+        else sum(
             flops.paper_flops(flops.activated_params(t.model), n * t.train.tokens_per_step)
             for t, n in leaf.segments()
         ),
@@ -133,8 +137,8 @@ def _in_order(methods: Iterable[DepthMethod | WidthMethod]) -> str:
 
 
 def _chinchilla_multiple(cell: Cell, trunk_params: int) -> float | None:
-    """Tokens the trunk had seen at growth, in units of 20·N_a."""
-    if cell.base is None:
+    """Tokens the trunk had seen at growth, in units of 20·N_a; not known of a checkpoint's."""
+    if cell.base is None or cell.trunk.source is not None:
         return None
     tokens = sum(t.train.tokens_per_step * n for t, n in cell.base.segments())
     return tokens / (20.0 * trunk_params)

@@ -21,7 +21,7 @@ from sweeps.execute import Execution, Executor, Status, execute
 from sweeps.executors import Executors
 from sweeps.machine import place_of
 from sweeps.plan import Plan, make_plan
-from sweeps.preparation import prepare_corpora
+from sweeps.preparation import prepare_corpora, prepare_sources
 from sweeps.progress import View
 from sweeps.provenance import git_commit, versions
 from sweeps.row import row, unique_tokens
@@ -173,6 +173,7 @@ class _Study:
                 if executor is not None and not is_stopping():
                     self.executors.start()
             self.store.add(*self.plan.trajectories.values())
+            prepare_sources(self.plan, self.store)
             self._write()
         except ValueError as error:
             raise Refused(str(error)) from error
@@ -199,6 +200,10 @@ class _Study:
             if Status.LOST not in execution.status.values() or execution.stopped:
                 return
             self.plan = make_plan(self.plan.requested, self.store)
+            try:
+                prepare_sources(self.plan, self.store)
+            except ValueError as error:
+                raise Refused(str(error)) from error
 
     @contextlib.contextmanager
     def _starting(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from moe.plain import canonical_json, digest, parse, to_plain
 # Raised when the numerics of a kind change: states made before then have other ids.
 INIT_VERSION = 1
 CHILD_VERSION = 2  # 2: noise is drawn in chunks with a stream each
+SOURCE_VERSION = 1  # of how a checkpoint becomes the first state of a trunk
 
 
 class Kind(StrEnum):
@@ -28,11 +29,40 @@ class Kind(StrEnum):
     ANNEAL = "anneal"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """The checkpoint that a trunk starts from. What it cost and where it lay are labels, no part of an id.
+
+    `sha256` is of what it holds; `data_start` is the step of the token stream that the trunk begins with.
+    """
+
+    sha256: str
+    has_moments: bool
+    data_start: int
+    sunk_flops: float
+    path: str
+    version: int = SOURCE_VERSION
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "sha256": self.sha256,
+            "has_moments": self.has_moments,
+            "data_start": self.data_start,
+        }
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        return {"sunk_flops": self.sunk_flops, "path": self.path}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
     """One line of training. `kind` is a label: equal science has one id, whatever it is called.
 
-    `data` is the canonical JSON of the data identity. `parent` is None for a random start.
+    `data` is the canonical JSON of the data identity. `parent` is None for a start from random init, or from
+    the checkpoint `source`.
     """
 
     kind: Kind
@@ -46,6 +76,7 @@ class Trajectory:
     optimizer_state: OptimizerState = OptimizerState.RESET
     at_growth: AtGrowth = AtGrowth.CONTINUE
     version: int | None = None  # of its numerics; None: those of this release
+    source: Source | None = None
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -58,6 +89,7 @@ class Trajectory:
                 "train": to_plain(self.train),
                 "learning_rate": to_plain(self.learning_rate),
                 "seed": self.seed,
+                **({"source": self.source.identity} if self.source else {}),
             }
         return {
             "version": self.version or CHILD_VERSION,
@@ -91,7 +123,9 @@ class Trajectory:
     @cached_property
     def data_start(self) -> int:
         """The data step of this trajectory's step 0."""
-        if self.parent is None or self.at_growth is AtGrowth.REPLAY:
+        if self.parent is None:
+            return self.source.data_start if self.source else 0
+        if self.at_growth is AtGrowth.REPLAY:
             return 0
         return self.parent.trajectory.data_start + self.parent.step
 
@@ -107,7 +141,7 @@ class Trajectory:
         """A few readable words for the folder's name; no part of the identity."""
         words = [f"d{self.model.hidden_size}", f"l{self.model.num_layers}", f"e{self.model.num_experts}"]
         if self.parent is None:
-            words.append(f"s{self.seed}")
+            words += [f"s{self.seed}", *([f"from{self.source.sha256[:6]}"] if self.source else [])]
         else:
             words.insert(0, f"at{self.parent.step}")
             if self.operator.grows:
@@ -134,18 +168,27 @@ class Address:
         return self.trajectory.id, self.step
 
     def segments(self) -> "list[tuple[Trajectory, int]]":
-        """(trajectory, steps of it) from random init to this state."""
+        """(trajectory, steps of it) from the trunk's start, random init or a checkpoint, to this state."""
         before = self.trajectory.parent.segments() if self.trajectory.parent else []
         return [*before, (self.trajectory, self.step)]
 
     @property
-    def flops(self) -> float:
-        """All training FLOPs from random init to this state."""
+    def trained_flops(self) -> float:
+        """Training FLOPs from the trunk's start to this state."""
         return sum(trajectory.flops_per_step * steps for trajectory, steps in self.segments())
 
+    @property
+    def flops(self) -> float:
+        """All training FLOPs from random init to this state, those sunk in a checkpoint included."""
+        source = self.trajectory.root.source
+        return self.trained_flops + (source.sunk_flops if source else 0.0)
 
-def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | None) -> Trajectory:
-    """The trajectory of a stored identity; `parent` is the one its address names, already rebuilt."""
+
+def from_identity(
+    identity: dict[str, Any], kind: Kind, parent: Trajectory | None, labels: dict[str, Any] | None = None
+) -> Trajectory:
+    """The trajectory of a stored identity; `parent` is the one its address names, already rebuilt, `labels`
+    those of the checkpoint that it starts from."""
     learning_rate = parse(LearningRate, identity["learning_rate"], "learning_rate")
     if parent is None:
         return Trajectory(
@@ -156,6 +199,7 @@ def from_identity(identity: dict[str, Any], kind: Kind, parent: Trajectory | Non
             seed=identity["seed"],
             learning_rate=learning_rate,
             version=identity["version"],
+            source=Source(**identity["source"], **(labels or {})) if "source" in identity else None,
         )
     parent_id, step = parse_address(identity["parent"])
     assert parent.id == parent_id, f"{parent.id} is not the parent {parent_id}"
@@ -191,6 +235,8 @@ def child(
     operator = operator or Operator()
     if optimizer_state is OptimizerState.RESCALE and not operator.width_method.shares_gradient:
         optimizer_state = OptimizerState.COPY  # no copies share a gradient, so nothing is rescaled
+    if step == 0 and source.source is not None and not source.source.has_moments:
+        optimizer_state = OptimizerState.RESET  # there is nothing to copy
     return Trajectory(
         kind=kind,
         model=operator.apply_to(source.model) if operator.grows else source.model,

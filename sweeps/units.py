@@ -11,7 +11,7 @@ _STEPS = (
     *("trunk.steps", "trunk.decay_from", "growth.step", "growth.warmup_steps"),
     *("evaluate.probe_every", "launch.keep_every"),
 )
-_FLOPS = ("budget.extra_flops", "budget.total_flops", "budget.max_flops")
+_FLOPS = ("budget.extra_flops", "budget.total_flops", "budget.max_flops", "trunk.sunk_flops")
 _SECTIONS = {path.split(".")[0] for path in (*_STEPS, *_FLOPS)}
 _THEN = "after_extra_flops"  # of a growth at any depth of growth.then
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?) ?F_c")

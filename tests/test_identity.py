@@ -120,7 +120,12 @@ def test_no_field_is_without_a_class():
         f.name for f in dataclasses.fields(OperatorConfig)
     }
     assert own == {*THEN, "then"}
-    assert {f.name for f in dataclasses.fields(TrunkConfig)} == {"steps", "decay_from"}
+    assert {f.name for f in dataclasses.fields(TrunkConfig)} == {
+        "steps",
+        "decay_from",
+        "source",
+        "sunk_flops",
+    }
     assert {f.name for f in dataclasses.fields(BudgetConfig)} == {
         "extra_flops",
         "total_flops",

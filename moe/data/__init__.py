@@ -14,10 +14,11 @@ from moe.data.corpus import Corpus
 from moe.data.entropy import held_out_entropy
 from moe.data.huggingface import HuggingFaceConfig, HuggingFaceSource, huggingface_identity
 from moe.data.items import Data, Items, Questions
-from moe.data.language import ABRUPT, FAMILIES, WorldConfig
+from moe.data.language import ABRUPT, FAMILIES, WorldConfig, vocabulary
 from moe.data.preparation import Observer, prepare
 from moe.data.shards import is_prepared
 from moe.data.text import TextConfig, TextSource, text_identity
+from moe.data.tokenizer import BPE
 from moe.data.world import World
 from moe.plain import canonical_json, parse, to_plain
 
@@ -38,6 +39,7 @@ __all__ = [
     "open_data",
     "parse_data",
     "prepare_data",
+    "vocabulary_of",
 ]
 
 DataConfig = WorldConfig | TextConfig | HuggingFaceConfig
@@ -85,6 +87,18 @@ def averaged_of(identity: dict[str, Any]) -> tuple[str, ...]:
     """The families whose mean is the accuracy unless another list is given: those that rise by degrees."""
     known = families_of(identity)
     return tuple(name for name in known if name not in ABRUPT) or known
+
+
+def vocabulary_of(identity: dict[str, Any]) -> Any:
+    """What the ids of this data stand for, as plain data: equal ids mean equal tokens if it is equal.
+
+    The words of the embedded language, or a corpus's tokenizer; one trained on it is that corpus's own.
+    """
+    if identity["source"] == "world":
+        parameters = {name: value for name, value in identity.items() if name != "version"}
+        return {"version": identity["version"], "words": vocabulary(parse(WorldConfig, parameters))[0]}
+    tokenizer = identity["tokenizer"]
+    return identity if tokenizer["kind"] == BPE else tokenizer
 
 
 def entropy_floor(config: DataConfig, families: Sequence[str]) -> float | None:

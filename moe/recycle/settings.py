@@ -17,6 +17,7 @@ class Task(StrEnum):
     VERIFY = "verify"
     NORMS = "norms"
     LINEAGE = "lineage"
+    EXPORT = "export"
 
     @property
     def needs(self) -> tuple[str, ...]:

@@ -111,8 +111,10 @@ class Store:
             return
         self._whole.add(trajectory.id)
         known = self._folders.get(trajectory.id)
-        if known is not None and read_whole_json(known / "spec.json") is not None:
-            return  # one that a disk damaged is written again
+        stored = None if known is None else read_whole_json(known / "spec.json")
+        labels = {"source": trajectory.source.labels} if trajectory.source else {}
+        if stored is not None and stored.items() >= labels.items():
+            return  # one that a disk damaged is written again, and what was said of a checkpoint anew
         name = f"{trajectory.kind}-{trajectory.slug}-{trajectory.id}"
         folder = known or self.root / "trajectories" / name
         (folder / "states").mkdir(parents=True, exist_ok=True)
@@ -121,6 +123,7 @@ class Store:
             "kind": trajectory.kind.value,
             "identity": trajectory.identity,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **labels,
         }
         write_json(folder / "spec.json", spec)
         self._folders[trajectory.id] = folder
@@ -161,7 +164,7 @@ class Store:
             spec = self.spec(trajectory_id)
             parent = spec["identity"].get("parent")
             ancestor = self.load(parse_address(parent)[0]) if parent else None
-            trajectory = from_identity(spec["identity"], Kind(spec["kind"]), ancestor)
+            trajectory = from_identity(spec["identity"], Kind(spec["kind"]), ancestor, spec.get("source"))
             assert trajectory.id == trajectory_id, f"{trajectory_id} rebuilt as {trajectory.id}"
             self._trajectories[trajectory_id] = trajectory
         return self._trajectories[trajectory_id]

@@ -69,14 +69,15 @@ def describe(store: Store, needs: Needs, text: str) -> dict[str, Any]:
 
 
 def ledger(trajectory: Trajectory, step: int) -> list[dict[str, Any]]:
-    """The parts of the path from random init to a step, each with the operator that it begins with."""
-    rows, spent = [], 0.0
+    """The parts of the path from its start to a step, each with the operator that it begins with; what a
+    checkpoint cost is in the running sum."""
+    rows, spent = [], trajectory.root.at(0).flops
     for part, steps in trajectory.at(step).segments():
         flops = steps * part.flops_per_step
         spent += flops
         rows.append(
             {
-                "operator": part.operator.label if part.parent else "init",
+                "operator": part.operator.label if part.parent else "source" if part.source else "init",
                 "kind": part.kind.value,
                 "slug": part.slug,
                 "trajectory_id": part.id,

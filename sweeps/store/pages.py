@@ -83,7 +83,8 @@ class Pages:
         self.say(f"{found['kind']} {found['trajectory_id']}{at}, made {found['created']}")
         self.say(f"{found['folder']}\n")
         self._identity(found["identity"])
-        self.say("\nFrom random init")
+        given = found["ledger"][0]["operator"] == "source"
+        self.say(f"\nFrom {'a checkpoint' if given else 'random init'}")
         names = ("operator", "kind", "trajectory_id", "steps", "tokens")
         self.table(
             ["~begins with", "kind", "trajectory", ">steps", ">tokens", ">FLOPs", ">cumulative FLOPs"],
