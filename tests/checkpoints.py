@@ -1,13 +1,13 @@
 """Tiny Hugging Face checkpoints of every architecture, made by transformers' own classes."""
 
-import contextlib
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from moe.recycle.layerwise import quiet
 
 _COMMON = {
     "vocab_size": 64,
@@ -69,7 +69,7 @@ def make(directory: Path, model_type: str, **changes) -> Path:
     """Saves a checkpoint of random weights, every bias among them; returns its folder."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    with _quiet():
+    with quiet():
         config = AutoConfig.for_model(model_type, **(_COMMON | SHAPES[model_type] | changes))
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config)
@@ -80,25 +80,11 @@ def make(directory: Path, model_type: str, **changes) -> Path:
     return directory
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Tiny models make transformers warn of what does not matter here."""
-    from transformers.utils import logging
-
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-
-
 def load(directory: Path):
     """The checkpoint as transformers loads it, in fp32, with nothing missing and nothing unexpected."""
     from transformers import AutoModelForCausalLM
 
-    with _quiet():
+    with quiet():
         model, found = AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, output_loading_info=True
         )
