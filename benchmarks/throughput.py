@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from moe import flops
 from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
 from moe.plain import parse
+from moe.process import prepare_process
 from moe.train import Trainer, initial_state
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -105,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    prepare_process(args.threads)
     model, train = load(args.model)
     shape = (train.batch_size, train.seq_len + 1)
     tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, shape)

@@ -23,6 +23,7 @@ from moe.checkpoint import Description, load_state, save_state
 from moe.config import LearningRate, Schedule
 from moe.data import open_data
 from moe.evaluate import Suite, evaluate
+from moe.process import prepare_process
 from moe.train import Trainer, initial_state
 from sweeps.cell import all_cells, resolve
 from sweeps.config import ExecutorKind, LaunchConfig, SweepConfig, parse_sweep
@@ -108,7 +109,7 @@ def _measure(
     index: int, task: tuple[Any, ...], suite: Suite, device: str, threads: int, seconds: float
 ) -> Speed:
     """Trains from random weights, evaluates, stores and reads; corpora are not read, but drawn at random."""
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     if device == "cuda":
         torch.cuda.set_device(index % torch.cuda.device_count())
     kind, model, data_text, train = task

@@ -2,8 +2,7 @@
 
 from collections import deque
 
-import torch
-
+from moe.process import prepare_process
 from sweeps.outcome import Order, Outcome, WorkerOptions
 from sweeps.worker import perform
 
@@ -13,7 +12,7 @@ class SerialExecutor:
 
     def __init__(self, options: WorkerOptions):
         self._options, self._orders = options, deque[Order]()
-        torch.set_num_threads(options.threads)
+        prepare_process(options.threads)
 
     def start(self) -> None:
         pass

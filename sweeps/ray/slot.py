@@ -12,6 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from moe.parallel import ALONE, find_store, join, open_store
+from moe.process import prepare_process
 from sweeps.outcome import Order, Outcome, Result, WorkerOptions
 from sweeps.room import Need
 from sweeps.worker import follow, perform, record_death
@@ -25,10 +26,8 @@ class Worker:
     """One process of a slot, with torch imported once."""
 
     def __init__(self, options: WorkerOptions):
-        import torch
-
         # Ray sets OMP_NUM_THREADS=1 in its workers; more threads than cores cost up to 20x.
-        torch.set_num_threads(options.threads)
+        prepare_process(options.threads)
         self._options, self._ranks, self._meeting = options, ALONE, None
 
     def open_store(self) -> tuple[str, int]:
