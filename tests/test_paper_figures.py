@@ -313,6 +313,11 @@ def test_the_chain_is_drawn_from_the_trunk_on_with_both_growths(read):
     assert {"trunk", "interposition", "continued", "scratch"} <= set(table["series"])
     trunk = table[table["series"] == "trunk"]
     assert trunk["total_flops"].max() <= 1.001 * 100 * step_flops("orders")
+    assert events["extra_flops"].iloc[0] == 0
+    assert trunk["extra_flops"].isna().all()
+    own = table[table["kind"].notna() & (table["series"] != "trunk")]
+    sunk = np.where(own["series"] == "scratch", 0.0, events["total_flops"].iloc[0])
+    assert own["extra_flops"].tolist() == pytest.approx((own["total_flops"] - sunk).tolist())
     with pytest.raises(ValueError, match="no chain"):
         chain_along_total_flops(read("timing")["curves"], read("timing")["trunks"])
 

@@ -1,5 +1,6 @@
 """Along total FLOPs, the trunk's own included: one fixed total (F12), and the chain of growths (F13)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,18 +55,18 @@ def fixed_total(
     trunk = _trunk_means(trunks, upto=float(own["sunk_flops"].max()))
     figure = new_figure(9.8, 3.9)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1))
-    scale, unit = flops_scale(own["total_flops"])
+    whole = _Axis((left, middle), "total", table)
     norm, colours, styles = by_sunk(own["sunk_flops"]), sequential(), looks(arms)
-    _draw(left, middle, trunk, Look(ink(), "", "-", True), scale)
+    _draw(whole, trunk, Look(ink(), "", "-", True))
     for (name, _), part in table.groupby(["series", "sunk_flops"], sort=False):
         sunk = float(part["sunk_flops"].iloc[0])
         look = styles.get(str(name), Look("", "*", _DOTTED, True))
         look = Look(colours(norm(sunk)), look.marker, look.line, look.filled)
-        _draw(left, middle, part, look, scale)
+        _draw(whole, part, look)
     shares = _shares(grown)
     _against_share(right, shares, styles)
-    _finish(left, middle, table, scale, unit, one_f_c(cells))
-    sunk_bar(figure, [left, middle], norm, scale, unit)
+    _finish(whole, table, one_f_c(cells))
+    sunk_bar(figure, [left, middle], norm, whole.scale, whole.unit)
     handles, labels = right.get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda i: (labels[i] not in arms, labels[i]))
     handles, labels = [handles[i] for i in order], [labels[i] for i in order]
@@ -87,7 +88,8 @@ def fixed_total(
 
 
 def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple[pd.DataFrame, Figure]:
-    """F13: trunk → first growth → second growth along total FLOPs, with *continued* and scratch.
+    """F13: trunk → first growth → second growth, with *continued* and scratch: along total FLOPs (above), and
+    along those after the first growth alone (below), of which scratch has as many.
 
     At the latest growth step of a chain; growths are triangles. A `ValueError` where there is no chain.
     """
@@ -95,24 +97,29 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
     table = _means(own, ["series"])
     sunk = float(own.loc[own["kind"] == "branch", "sunk_flops"].mean())
     trunk = _trunk_means(trunks, upto=sunk)
-    figure = new_figure(9.6, 4.3)
-    left, right = figure.subplots(1, 2)
-    scale, unit = flops_scale(own["total_flops"])
+    begins = np.where(table["series"] == "scratch", 0.0, sunk)
+    table["extra_flops"] = table["total_flops"] - begins
+    figure = new_figure(9.6, 7.4)
+    panels = figure.subplots(2, 2)
+    whole, after = (_Axis(panels[0], "total", table), _Axis(panels[1], "extra", table))
     names = [n for n in dict.fromkeys(table["series"]) if n not in _CONTROLS]
     styles = looks(names) | {n: Look(ink(), m, line, False) for n, (m, line) in _CONTROLS.items()}
     entries: dict[str, Any] = {}
     for name, part in [("trunk", trunk), *table.groupby("series", sort=False)]:
         look = styles[str(name)]
-        _draw(left, right, part, look, scale)
+        for axis in (whole, after) if name != "trunk" else (whole,):
+            _draw(axis, part, look)
         face = look.colour if look.filled else page()
         entries[str(name)] = Line2D(
             [], [], color=look.colour, marker=look.marker, linestyle=look.line, markerfacecolor=face
         )
     events = _events(table, sunk)
-    _draw_events((left, right), pd.concat([trunk, table]), events, scale)
+    events["extra_flops"] = events["total_flops"] - sunk
+    for axis in (whole, after):
+        _draw_events(axis, pd.concat([trunk, table]), events)
+        _finish(axis, table, one_f_c(curves))
     entries["growth"] = Line2D([], [], color="#D55E00", marker="v", linestyle="")
     entries = dict(sorted(entries.items(), key=lambda item: _ORDER.get(item[0], 1)))
-    _finish(left, right, table, scale, unit, one_f_c(curves))
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=3)
     shown = own[own["kind"] == "branch"]
     table = pd.concat(
@@ -120,7 +127,8 @@ def chain_along_total_flops(curves: pd.DataFrame, trunks: pd.DataFrame) -> tuple
         ignore_index=True,
     )
     table.attrs["caption"] = (
-        f"The chain of growths along all FLOPs spent, {sunk_words(shown).replace('$', '')}. "
+        f"The chain of growths along all FLOPs spent, and below along those after the first growth, "
+        f"{sunk_words(shown).replace('$', '')}. "
         f"{shown['cell_id'].nunique()} grown cells, {of_trunks(shown)}. Haze and line: training loss and its "
         f"running mean; points: accuracy ({_suites(own)}), bars at the ends: one "
         "standard error. Scratch has the final "
@@ -193,11 +201,21 @@ def _trunk_means(trunks: pd.DataFrame, upto: float) -> pd.DataFrame:
     return _means(own, ["series"]) if len(own) else own.assign(raw_loss=[], smoothed=[])
 
 
-def _draw(left: Axes, right: Axes, part: pd.DataFrame, look: Look, scale: float) -> None:
-    train = part[part["source"] == "train"]
-    left.plot(train["total_flops"] / scale, train["raw_loss"], color=look.colour, linewidth=0.5, alpha=0.3)
-    left.plot(
-        train["total_flops"] / scale,
+class _Axis:
+    """A panel of loss and one of accuracy along the same FLOPs: "total" or "extra"."""
+
+    def __init__(self, panels: Sequence[Axes], flops: str, table: pd.DataFrame):
+        self.loss, self.accuracy = panels
+        self.name, self.x = flops, f"{flops}_flops"
+        self.end = float(table[self.x].max())
+        self.scale, self.unit = flops_scale(table[self.x])
+
+
+def _draw(axis: _Axis, part: pd.DataFrame, look: Look) -> None:
+    train, x = part[part["source"] == "train"], axis.x
+    axis.loss.plot(train[x] / axis.scale, train["raw_loss"], color=look.colour, linewidth=0.5, alpha=0.3)
+    axis.loss.plot(
+        train[x] / axis.scale,
         train["smoothed"],
         color=look.colour,
         linestyle=look.line,
@@ -206,8 +224,8 @@ def _draw(left: Axes, right: Axes, part: pd.DataFrame, look: Look, scale: float)
     )
     for source, size, line in (("probe", 3, look.line), ("full", 7, "")):
         own = part[part["source"] == source]
-        right.errorbar(
-            own["total_flops"] / scale,
+        axis.accuracy.errorbar(
+            own[x] / axis.scale,
             100 * own["acc"],
             yerr=100 * own["acc_se"].fillna(0.0) if source == "full" else None,
             color=look.colour,
@@ -221,16 +239,16 @@ def _draw(left: Axes, right: Axes, part: pd.DataFrame, look: Look, scale: float)
         )
 
 
-def _finish(left: Axes, right: Axes, table: pd.DataFrame, scale: float, unit: str, f_c: float | None) -> None:
-    left.set_ylabel("training loss (nats per token)")
-    right.set_ylabel("accuracy (%)")
+def _finish(axis: _Axis, table: pd.DataFrame, f_c: float | None) -> None:
+    axis.loss.set_ylabel("training loss (nats per token)")
+    axis.accuracy.set_ylabel("accuracy (%)")
     grown = table.loc[(table["kind"] == "branch") & table["smoothed"].notna(), "smoothed"]
     low, high = grown.min(), grown.quantile(0.98)
-    left.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
-    for axes in (left, right):
-        axes.set_xlabel(f"total FLOPs ({unit})")
-        axes.set_xlim(0, 1.04 * table["total_flops"].max() / scale)
-        f_c_axis(axes, scale, f_c, "total / $F_c$ of the trunk")
+    axis.loss.set_ylim(low - 0.15 * (high - low), high + 0.6 * (high - low))
+    for axes in (axis.loss, axis.accuracy):
+        axes.set_xlabel(f"{axis.name} FLOPs ({axis.unit})")
+        axes.set_xlim(0, 1.04 * axis.end / axis.scale)
+        f_c_axis(axes, axis.scale, f_c, f"{axis.name} / $F_c$ of the trunk")
 
 
 def _shares(grown: pd.DataFrame) -> pd.DataFrame:
@@ -285,16 +303,16 @@ def _events(table: pd.DataFrame, sunk: float) -> pd.DataFrame:
     return pd.concat([first, found], ignore_index=True).rename(columns={"series": "grown"})
 
 
-def _draw_events(panels: tuple[Axes, Axes], rows: pd.DataFrame, events: pd.DataFrame, scale: float) -> None:
-    for axes, value, factor in zip(panels, ("smoothed", "acc"), (1.0, 100.0), strict=True):
-        marks = [factor * _before(rows, value, event) for event in events.itertuples()]
+def _draw_events(axis: _Axis, rows: pd.DataFrame, events: pd.DataFrame) -> None:
+    for axes, value, factor in ((axis.loss, "smoothed", 1.0), (axis.accuracy, "acc", 100.0)):
         axes.plot(
-            events["total_flops"] / scale,
-            marks,
+            events[axis.x] / axis.scale,
+            [factor * _before(rows, value, event) for event in events.itertuples()],
             "v",
             color="#D55E00",
             markersize=9,
             zorder=5,
+            clip_on=False,
             markeredgecolor=page(),
         )
 
