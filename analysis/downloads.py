@@ -8,6 +8,7 @@ WHAT = {
     "correlation.json": "every statistic of this page, and the claims",
     "claims.json": "every claim with its numbers and the cells behind it",
     "claims.tex": "the table of claims for a paper",
+    "README.md": "this page for a repository, with figures/*.png beside it",
     "laws.csv": "every parameter of the fitted laws",
     "growths.csv": "each growth of each cell",
     "twins.csv": "twins and moments along training",

@@ -10,6 +10,7 @@ import pandas as pd
 
 from analysis.cells_section import write_cells
 from analysis.claims import CLAIMS, TEXT, judge_together
+from analysis.claims_table import label, latex, least, markdown, ours
 from analysis.completeness import missing
 from analysis.correlation import correlate
 from analysis.downloads import downloads
@@ -23,7 +24,6 @@ from analysis.pictures import picture
 from analysis.provenance import paper_provenance
 from analysis.rates import rate_table
 from analysis.table import cells_table
-from analysis.verdict import points
 from moe.plain import check
 from sweeps.store import Store
 
@@ -44,7 +44,7 @@ class Paper:
 
 
 def write_paper(store: Store, directory: str | Path, *, delta: float, command: str) -> Paper:
-    """Writes index.html, claims.json, claims.tex, cells.csv and figures/ of the studies that `store` holds.
+    """Writes index.html, README.md, claims.json, claims.tex, cells.csv and figures/ of what `store` holds.
 
     `delta` is the difference of accuracies (a fraction) that counts as none. ValueError if no study of the
     paper is there; a claim or figure without its study says so.
@@ -69,32 +69,31 @@ def write_paper(store: Store, directory: str | Path, *, delta: float, command: s
     claims = judge_together(studies, delta)
     write_cells(pd.concat(whole.values(), ignore_index=True), directory)
     (directory / "claims.json").write_text(json.dumps(claims, indent=1, allow_nan=False) + "\n")
-    (directory / "claims.tex").write_text(_latex(claims))
+    (directory / "claims.tex").write_text(latex(claims))
     lead = next((name for name in _LEADS if name in studies), known[0])
     sentence = opening(studies[lead], correlate(studies[lead]))
     figures = [_figure(entry, tables, directory / "figures") for entry in FIGURES.values()]
-    page = template("paper.html.jinja").render(
-        opening=sentence,
-        lead=lead,
-        not_run=[name for name in wanted if name not in known],
-        missing={
+    said = {
+        "opening": sentence,
+        "lead": lead,
+        "not_run": [name for name in wanted if name not in known],
+        "missing": {
             name: lacks for name, cells in whole.items() if (lacks := missing(cells, store.study(name)))
         },
+        "delta": delta,
+        "figures": figures,
+        "studies": [_study(name, cells) for name, cells in whole.items()],
+        "provenance": paper_provenance(store, whole, command),
+    }
+    page = template("paper.html.jinja").render(
         claims=[_shown(row, studies) for row in claims],
-        delta=delta,
-        figures=figures,
-        studies=[_study(name, cells) for name, cells in whole.items()],
-        downloads=downloads(("cells.csv", "claims.json", "claims.tex"), figures),
-        provenance=paper_provenance(store, whole, command),
+        downloads=downloads(("cells.csv", "claims.json", "claims.tex", "README.md"), figures),
+        **said,
     )
     (directory / "index.html").write_text(page, encoding="utf-8")
+    text = template("paper.md.jinja").render(claims=markdown(claims), **said)
+    (directory / "README.md").write_text(text, encoding="utf-8")
     return Paper(page=directory / "index.html", opening=sentence, claims=claims)
-
-
-def label(row: Mapping[str, Any]) -> str:
-    """What a row of the claims table is called: C3, or "C3, tuned rates, text"."""
-    more = ["tuned rates"] * (row["rates"] == "tuned") + ["text"] * (row["data"] == "text")
-    return ", ".join([row["id"], *more])
 
 
 def _rates(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -104,16 +103,12 @@ def _rates(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 def _shown(row: dict[str, Any], studies: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """A row of the claims table in words."""
-    interval = row["interval"]
-    ours = "–" if row["effect"] is None else points(row["effect"])
-    ours += f" ({points(interval[0])} to {points(interval[1])})" if interval else ""
-    least = row["minimum_detectable"]
     grown = finished(studies[row["study"]]) if row["study"] else pd.DataFrame()
     return {
         **row,
         "name": label(row),
-        "ours": ours,
-        "least": plain(None if least is None else 100 * least, "{:.1f}"),
+        "ours": ours(row),
+        "least": least(row),
         "regime": f"{regime(grown)}." if len(grown) else "",
         "figures": _DRAWN_IN.get(row["id"], "").split(),
     }
@@ -150,17 +145,3 @@ def _study(name: str, cells: pd.DataFrame) -> dict[str, Any]:
 def _span(values: pd.Series) -> str:
     ends = dict.fromkeys(plain(end) for end in (values.min(), values.max()))
     return " to ".join(ends)
-
-
-def _latex(claims: list[dict[str, Any]]) -> str:
-    """The claims table for a paper: booktabs, one row a claim."""
-    lines = [r"\begin{tabular}{llrrl}", r"\toprule"]
-    lines += [r"claim & verdict & effect (95\,\% interval), points & trunks & the paper \\", r"\midrule"]
-    for row in claims:
-        low, high = (f"{100 * end:+.1f}" for end in row["interval"]) if row["interval"] else ("", "")
-        effect = "--" if row["effect"] is None else f"{100 * row['effect']:+.1f}"
-        number = f"${effect}$ (${low}$ to ${high}$)" if low else effect
-        paper = row["paper"].replace("%", r"\%").replace("→", r"$\to$")
-        verdict = row["verdict"].replace("±δ", r"$\pm\delta$")
-        lines.append(rf"{label(row)} & {verdict} & {number} & {row['n_trunks']} & {paper} \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -72,6 +72,20 @@ def test_the_table_for_latex_has_a_row_for_each_claim(paper):
     assert not re.search(r"(?<!\\)%", text)
 
 
+def test_the_page_for_a_repository_says_what_the_page_says(paper):
+    text = paper.page.with_name("README.md").read_text()
+    assert paper.opening in text
+    rows = [line for line in text.splitlines() if re.match(r"\| C\d+", line)]
+    assert [row.split(" | ")[2].strip("*") for row in rows] == [row["verdict"] for row in paper.claims]
+    assert all(row.count(" | ") == 6 for row in rows)
+    assert all(row["why"] in text for row in paper.claims)
+    assert "![Weight norms" not in text
+    assert "Study noise has not been run." in text
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        assert target.startswith("figures/") or (paper.page.parent / target).is_file()
+    assert "&" not in text
+
+
 def test_a_store_without_any_of_the_studies_is_refused(tmp_path):
     plant(tmp_path / "store", Effect(growth_steps=(100,), extra_steps=20))
     with pytest.raises(ValueError, match="holds none of the paper's studies; run make paper first"):
