@@ -1,12 +1,14 @@
-"""Training speed of one model beside transformers' Mixtral of equal shape, in one run.
+"""Training speed beside transformers' MoE models of equal shape, and a dense model of ours, in one run.
 
-    python benchmarks/throughput.py [--model nano] [--threads 2] [--rounds 5]
+    python benchmarks/throughput.py [--models nano micro] [--threads 1] [--rounds 5]
 
 Prints tokens/s (median over rounds, contenders interleaved) and the share of the machine's fp32 GEMM peak,
-measured in the same run. Install the extra `[bench]` for the comparison.
+measured in the same run; then what each part of our step takes alone, forward and backward. The dense model
+has the activated parameters and no router: what routing costs. Peers need the extra `[bench]`.
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -16,15 +18,20 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from peers import EXPERTS, PEERS, peer_step
 
 from moe import flops
 from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
+from moe.model import MoE
 from moe.plain import parse
 from moe.process import prepare_process
+from moe.router import route
+from moe.token_loss import token_loss
 from moe.train import Trainer, initial_state
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 VOCAB_SIZE = 512
+Step = Callable[[], object]
 
 
 def load(model: str) -> tuple[ModelConfig, TrainConfig]:
@@ -36,107 +43,151 @@ def load(model: str) -> tuple[ModelConfig, TrainConfig]:
     return parse(ModelConfig, plain["model"]), parse(TrainConfig, plain["train"])
 
 
-def ours(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Callable[[], None]:
-    """One training step through the product's own loop."""
+def trainer_of(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Trainer:
     rate = LearningRate(schedule=Schedule.CONSTANT, peak=train.lr)
-    trainer = Trainer(model, train, rate, lambda step: tokens, initial_state(model, 0))
-
-    def step() -> None:
-        for _ in trainer.steps(trainer.step + 1):
-            pass
-
-    return step
+    return Trainer(model, train, rate, lambda step: tokens, initial_state(model, 0))
 
 
-def mixtral(model: ModelConfig, train: TrainConfig, tokens: np.ndarray, experts: str) -> Callable[[], None]:
-    """The same step with transformers: same shape, loss, clipping and AdamW."""
-    from transformers import MixtralConfig, MixtralForCausalLM
+def ours(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Step:
+    """One training step through the product's own loop."""
+    trainer = trainer_of(model, train, tokens)
+    return lambda: list(trainer.steps(trainer.step + 1))
 
-    config = MixtralConfig(
-        vocab_size=model.vocab_size,
-        hidden_size=model.hidden_size,
-        intermediate_size=model.expert_hidden_size,
-        num_hidden_layers=model.num_layers,
-        num_attention_heads=model.num_heads,
-        num_key_value_heads=model.num_kv_heads,
-        head_dim=model.head_dim,
-        num_local_experts=model.num_experts,
-        num_experts_per_tok=model.top_k,
-        output_router_logits=True,
-        router_aux_loss_coef=train.load_balance_coef,
-        use_cache=False,
-    )
-    network = MixtralForCausalLM._from_config(config, experts_implementation=experts)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=train.lr, fused=True)
-    batch = torch.from_numpy(tokens)
 
-    def step() -> None:
-        network(input_ids=batch, labels=batch).loss.backward()
+def dense(model: ModelConfig) -> ModelConfig:
+    """The same with one feed-forward a layer, as large as the experts that a token goes to."""
+    size = model.top_k * model.expert_hidden_size
+    return dataclasses.replace(model, num_dense_layers=model.num_layers, dense_hidden_size=size)
+
+
+def parts(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> dict[str, tuple[Step, int]]:
+    """Each part of a step alone, forward and backward, and how many of it a step has."""
+    trainer = trainer_of(model, train, tokens)
+    list(trainer.steps(1))
+    network, num_tokens = trainer.model, train.batch_size * train.seq_len
+    moe = network.moe_layers()[0]
+    attention = network.layers[0].attention
+    rope = network._rope_tables(train.seq_len, torch.device("cpu"))
+    x_BTD = torch.randn(train.batch_size, train.seq_len, model.hidden_size, requires_grad=True)
+    x_ND = torch.randn(num_tokens, model.hidden_size, requires_grad=True)
+    targets_N = torch.from_numpy(tokens[:, 1:].reshape(-1).copy())
+    _, routing = moe(x_BTD.detach())
+    routing = routing._replace(gates_Nk=routing.gates_Nk.detach().requires_grad_())
+    gradient_ND = torch.randn(num_tokens, model.hidden_size)
+    gradients = [torch.randn_like(parameter) for parameter in network.parameters()]
+
+    def attend() -> None:
+        attention(x_BTD, rope).backward(gradient_ND.view_as(x_BTD))
+
+    def route_all() -> None:
+        gates_Nk, balance, z = _routes(moe, x_ND)
+        (gates_Nk.sum() + balance + z).backward()
+
+    def experts() -> None:
+        moe.experts(x_ND, routing).backward(gradient_ND)
+
+    def head() -> None:
+        token_loss(x_ND, network.head.weight, targets_N).backward()
+
+    def optimise() -> None:
+        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(network.parameters(), train.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        trainer.optimizer.step()
 
-    return step
+    layers = model.num_layers
+    return {
+        "attention": (attend, layers),
+        "router": (route_all, layers),
+        "experts": (experts, layers),
+        "head and loss": (head, 1),
+        "clipping and AdamW": (optimise, 1),
+    }
+
+
+def _routes(moe: MoE, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    routing = route(torch.nn.functional.linear(x_ND, moe.router.weight), moe.config)
+    return routing.gates_Nk, routing.load_balance_loss, routing.z_loss
 
 
 def gemm_peak_flops(size: int = 1536) -> float:
     """FLOP/s of a large fp32 matrix product: the machine's practical ceiling."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    times = []
-    for _ in range(8):
-        begin = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - begin)
-    return 2 * size**3 / min(times)
+    return 2 * size**3 / min(measure(lambda: a @ b, 1) for _ in range(8))
 
 
-def measure(step: Callable[[], None], steps: int) -> float:
+def measure(step: Step, steps: int) -> float:
+    """Seconds of one step."""
     begin = time.perf_counter()
     for _ in range(steps):
         step()
     return (time.perf_counter() - begin) / steps
 
 
+def interleaved(steps: dict[str, Step], rounds: int, count: int) -> dict[str, float]:
+    """The median seconds of each, all of them once a round."""
+    for step in steps.values():
+        measure(step, 2)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            seconds[name].append(measure(step, count))
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def contenders(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> dict[str, Step]:
+    steps: dict[str, Step] = {
+        "regrow": ours(model, train, tokens),
+        "regrow, dense of equal N_a": ours(dense(model), train, tokens),
+    }
+    try:
+        for peer in PEERS:
+            for experts in EXPERTS:
+                batch = tokens[:, :-1].copy()
+                steps[f"transformers {peer}, {experts}"] = peer_step(peer, model, train, batch, experts)
+    except ImportError:
+        print("transformers is not installed: pip install -e '.[bench]' for the comparison")
+    return steps
+
+
+def report(name: str, threads: int, rounds: int, count: int) -> None:
+    model, train = load(name)
+    shape = (train.batch_size, train.seq_len + 1)
+    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, shape)
+    peak = gemm_peak_flops()
+    seconds = interleaved(contenders(model, train, tokens), rounds, count)
+    peak = statistics.median([peak, gemm_peak_flops(), gemm_peak_flops()])
+    sizes = f"{flops.activated_params(model):,} activated of {flops.total_params(model):,} parameters"
+    print(f"\n{name}: {sizes}; {train.batch_size} x {train.seq_len} tokens a step; {threads} threads")
+    print(f"torch {torch.__version__}, fp32 GEMM peak {peak / 1e9:.0f} GFLOP/s\n")
+    print(f"{'':34}{'tokens/s':>10}{'of peak':>10}{'regrow is':>12}")
+    for contender, each in seconds.items():
+        own = dense(model) if "dense" in contender else model
+        rate = train.tokens_per_step / each
+        share = rate * flops.train_flops_per_token(own, train.seq_len) / peak
+        print(f"{contender:34}{rate:10,.0f}{share:10.1%}{each / seconds['regrow']:11.2f}x")
+    whole, alone = seconds["regrow"], parts(model, train, tokens)
+    taken = interleaved({part: step for part, (step, _) in alone.items()}, rounds, count)
+    print(f"\n{'part of a step, alone':34}{'ms':>10}{'of step':>10}")
+    for part, each in taken.items():
+        spent = each * alone[part][1]
+        print(f"{part:34}{1e3 * spent:10.1f}{spent / whole:10.1%}")
+    rest = whole - sum(each * alone[part][1] for part, each in taken.items())
+    print(f"{'norms, residuals, logging, rest':34}{1e3 * rest:10.1f}{rest / whole:10.1%}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", nargs="+", default=["nano", "micro"])
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
     prepare_process(args.threads)
-    model, train = load(args.model)
-    shape = (train.batch_size, train.seq_len + 1)
-    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, shape)
-    contenders = {"regrow": ours(model, train, tokens)}
-    try:
-        for experts in ("eager", "grouped_mm"):
-            name = f"transformers Mixtral, {experts}"
-            contenders[name] = mixtral(model, train, tokens[:, :-1].copy(), experts)
-    except ImportError:
-        print("transformers is not installed: pip install -e '.[bench]' for the comparison")
-    for step in contenders.values():
-        measure(step, 2)
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    peaks = []
-    for _ in range(args.rounds):
-        peaks.append(gemm_peak_flops())
-        for name, step in contenders.items():
-            seconds[name].append(measure(step, args.steps))
-    peak = statistics.median(peaks)
-    per_token = flops.train_flops_per_token(model, train.seq_len)
-    first = statistics.median(seconds["regrow"])
-    sizes = f"{flops.activated_params(model):,} activated of {flops.total_params(model):,} parameters"
-    print(f"{args.model}: {sizes}; {args.threads} threads, torch {torch.__version__}")
-    print(f"{train.batch_size} x {train.seq_len} tokens a step")
-    print(f"fp32 GEMM peak {peak / 1e9:.0f} GFLOP/s\n")
-    print(f"{'':34}{'tokens/s':>10}{'of peak':>10}{'regrow is':>12}")
-    for name, times in seconds.items():
-        rate = train.tokens_per_step / statistics.median(times)
-        ratio = statistics.median(times) / first
-        print(f"{name:34}{rate:10,.0f}{rate * per_token / peak:10.1%}{ratio:11.2f}x")
+    for name in args.models:
+        report(name, args.threads, args.rounds, args.steps)
 
 
 if __name__ == "__main__":
