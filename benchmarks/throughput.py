@@ -93,7 +93,7 @@ def parts(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> dict[st
         for parameter, gradient in zip(network.parameters(), gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(network.parameters(), train.grad_clip)
-        trainer.optimizer.step()
+        trainer.optimizer.step(1e-3)
 
     layers = model.num_layers
     return {

@@ -15,6 +15,7 @@ from moe.config import LearningRate, ModelConfig, Precision, TrainConfig
 from moe.diagnostics import DIAGNOSE_EVERY, diagnose, moment_cosines
 from moe.growth import Moments, Tensors
 from moe.model import MoETransformer
+from moe.optimizer import AdamW
 from moe.parallel import ALONE, Ranks
 from moe.router import Routing
 from moe.token_loss import token_loss
@@ -54,9 +55,8 @@ class Trainer:
         self.step = state.step
         self.model = MoETransformer(model).to(device)
         self.model.load_state_dict(state.weights)
-        self._parameters = dict(self.model.named_parameters())
-        self.optimizer = _make_optimizer(self.model, train)
-        self._load_moments(state.moments)
+        self.optimizer = AdamW(dict(self.model.named_parameters()), model, train)
+        self.optimizer.load(state.moments)
         self._tokens = self.step * train.tokens_per_step
         self._flops_per_token = flops.train_flops_per_token(model, train.seq_len)
         self._bound = 3 * math.log(model.vocab_size)
@@ -74,23 +74,11 @@ class Trainer:
 
     def state(self) -> State:
         """The weights and moments as they stand (references, not copies)."""
-        moments = {name: self.optimizer.state.get(p, {}) for name, p in self._parameters.items()}
-        counts = {int(m["step"]) for m in moments.values() if m}
-        assert len(counts) <= 1, f"tensors disagree on the optimizer's step: {counts}"
-        return State(
-            step=self.step,
-            weights=dict(self.model.state_dict()),
-            moments=Moments(
-                step=counts.pop() if counts else 0,
-                first={name: m["exp_avg"] for name, m in moments.items() if m},
-                second={name: m["exp_avg_sq"] for name, m in moments.items() if m},
-            ),
-        )
+        weights = dict(self.model.state_dict())
+        return State(step=self.step, weights=weights, moments=self.optimizer.moments)
 
     def _one_step(self) -> dict[str, Any]:
         lr = self.learning_rate.at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         tokens_BT1 = torch.from_numpy(self.ranks.rows(self.batches(self.step))).to(self.device)
         with autocast(self.train.precision, self.device):
             loss, routings = language_loss(self.model, tokens_BT1)
@@ -102,8 +90,7 @@ class Trainer:
         loss, load_balance, z = loss.detach(), load_balance.detach(), z.detach()
         self.ranks.average_([loss, load_balance, z])
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(lr)
         with torch.no_grad():
             for moe, routing in zip(self.model.moe_layers(), routings, strict=True):
                 moe.balance(routing)
@@ -122,16 +109,8 @@ class Trainer:
         if self.step % DIAGNOSE_EVERY == 0:
             line |= diagnose(self.model, routings, self.num_copies)
             if self.moments_before:
-                line |= moment_cosines(self.moments_before, self.state().moments)
+                line |= moment_cosines(self.moments_before, self.optimizer.moments)
         return line
-
-    def _load_moments(self, moments: Moments) -> None:
-        for name, first in moments.first.items():
-            self.optimizer.state[self._parameters[name]] = {
-                "step": torch.tensor(float(moments.step), device=self.device),
-                "exp_avg": first.to(self.device, copy=True),
-                "exp_avg_sq": moments.second[name].to(self.device, copy=True),
-            }
 
 
 def initial_state(model: ModelConfig, seed: int) -> State:
@@ -165,23 +144,3 @@ def _finite(value: Tensor) -> float | None:
     """A missing measurement is missing: JSON has no infinity."""
     number = value.item()
     return round(number, 6) if math.isfinite(number) else None
-
-
-def _make_optimizer(model: MoETransformer, train: TrainConfig) -> torch.optim.AdamW:
-    """Decay acts on matrices alone. A layer's gradient shrinks with its residual multiplier, and ε with it
-    (arXiv 2505.01618), so that the update does not."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    multiplier = model.config.residual_multiplier
-    for name, parameter in model.named_parameters():
-        is_matrix, in_layer = parameter.ndim >= 2, name.startswith("layers.")
-        in_layer &= multiplier != 1.0
-        groups.setdefault((is_matrix, in_layer), []).append(parameter)
-    options = [
-        {
-            "params": parameters,
-            "weight_decay": train.weight_decay if is_matrix else 0.0,
-            "eps": train.eps * (multiplier if in_layer else 1.0),
-        }
-        for (is_matrix, in_layer), parameters in groups.items()
-    ]
-    return torch.optim.AdamW(options, lr=0.0, betas=(train.beta1, train.beta2), fused=True)

@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SLOW = """
-    hydra.main hydra.core.plugins torch._dynamo scipy.stats scipy.optimize matplotlib.backends.backend_pdf
+    hydra.main hydra.core.plugins scipy.stats scipy.optimize matplotlib.backends.backend_pdf
     fontTools.subset jinja2 rich.progress analysis.advice_text analysis.comparison analysis.paper_report
     analysis.report sweeps.derivation sweeps.serial sweeps.study
 """

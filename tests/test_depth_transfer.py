@@ -6,7 +6,8 @@ import tiny
 
 from moe.model import MoETransformer
 from moe.operator import DepthMethod, Operator
-from moe.train import Trainer, _make_optimizer, initial_state
+from moe.optimizer import AdamW
+from moe.train import Trainer, initial_state
 
 RATES = [2.0**-k for k in (8, 7, 6, 5, 4, 3)]
 HIGH = 2.0**-4
@@ -44,7 +45,8 @@ def test_growing_in_depth_divides_the_multiplier_and_adams_epsilon_with_it():
     config = tiny.model(num_layers=2, residual_base_layers=2)
     grown = Operator(method=DepthMethod.STACK, depth_factor=4).apply_to(config)
     assert (config.residual_multiplier, grown.residual_multiplier) == (1.0, 0.25)
-    groups = _make_optimizer(MoETransformer(grown), tiny.train(eps=1e-8)).param_groups
-    in_layers = {group["eps"] for group in groups if len(group["params"]) > 10}
-    assert in_layers == {0.25e-8}
-    assert {group["eps"] for group in groups} == {1e-8, 0.25e-8}
+    parameters = dict(MoETransformer(grown).named_parameters())
+    groups = AdamW(parameters, grown, tiny.train(eps=1e-8)).groups()
+    scale = {name: eps for (_, eps), names in groups.items() for name in names}
+    assert len(scale) == len(parameters)
+    assert all(eps == (0.25e-8 if name.startswith("layers.") else 1e-8) for name, eps in scale.items())
