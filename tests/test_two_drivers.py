@@ -4,7 +4,6 @@ import os
 import warnings
 
 import tiny
-import torch._dynamo  # noqa: F401  # imported once, before the drivers part: it takes longer than they do
 
 from moe.files import read_lines
 from sweeps.store import Store
