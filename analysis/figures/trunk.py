@@ -64,9 +64,10 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
         f_c_axis(axes, scale, one_f_c(grown), "trunk FLOPs / $F_c$")
         points = pd.DataFrame({"quantity": f"growth points on {name}", "flops": sunk, "mean": marked})
         parts += [table, points]
+    cut = _cut_off_the_start(panels[0], parts[0]["mean"], parts[1]["mean"])
     if len(rates):
         parts.append(_learning_rate(panels[2], rates, sunk, scale))
-        panels[2].set_xlabel(f"trunk FLOPs ({unit})")
+        panels[2].set_xlabel(f"FLOPs spent on the trunk\n({unit})")
         f_c_axis(panels[2], scale, one_f_c(grown), "trunk FLOPs / $F_c$")
     measured = trunks[trunks["source"] == source]
     if len(ids) == 1:
@@ -89,9 +90,19 @@ def trunk_with_growth_points(trunks: pd.DataFrame, cells: pd.DataFrame) -> tuple
     )
     drawn.attrs["caption"] = (
         f"{of_trunks(grown)} from random init, as far as continuing needs. {haze}. "
-        f"Triangles: states that were grown. Accuracy along the way is that of the {part}."
+        f"Triangles: states that were grown. Accuracy along the way is that of the {part}.{cut}"
     )
     return drawn[["quantity", "flops", "mean", *ids]], figure
+
+
+def _cut_off_the_start(axes: Axes, mean: pd.Series, marked: pd.Series) -> str:
+    """Leaves the losses of the first steps above the axis; the sentence that says so."""
+    low, high = mean.min(), marked.max()
+    top = high + 0.6 * (high - low)
+    if not high > low or top > mean.max():
+        return ""
+    axes.set_ylim(low - 0.15 * (high - low), top)
+    return " The loss axis cuts off the start."
 
 
 def _learning_rate(axes: Axes, rates: pd.DataFrame, sunk: np.ndarray, scale: float) -> pd.DataFrame:
