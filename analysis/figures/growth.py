@@ -210,10 +210,11 @@ def _axes_of_twins(left: Axes, right: Axes, table: pd.DataFrame, floor: float, u
         left.axhline(floor, color=ink(), linewidth=0.8, linestyle=(0, (1, 3)), zorder=1)
         left.annotate(
             "exactly 0",
-            (0.0, floor),
+            (1.0, floor),
             xycoords=("axes fraction", "data"),
-            xytext=(3, 3),
+            xytext=(-3, 3),
             textcoords="offset points",
+            ha="right",  # at the left a line may begin there
             fontsize=7,
         )
         left.set_ylim(bottom=floor / 1.6)
