@@ -6,10 +6,12 @@ from functools import partial
 
 import commands
 import pytest
+import tiny
 from planted import Effect, plant
 
 from analysis.arm_laws import fit_arms
 from analysis.claims import CLAIMS
+from analysis.claims_table import latex, markdown
 from analysis.paper_report import write_paper
 from sweeps.store import Store
 
@@ -91,3 +93,15 @@ def test_a_store_without_any_of_the_studies_is_refused(tmp_path):
     with pytest.raises(ValueError, match="holds none of the paper's studies; run make paper first"):
         write_paper(Store(tmp_path / "store"), tmp_path / "out", delta=0.01, command="")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_in_docs_is_one_report():
+    """Text, tables and pictures of docs/paper come from one run of make paper."""
+    folder = tiny.ROOT / "docs" / "paper"
+    claims = json.loads((folder / "claims.json").read_text())
+    text = (folder / "README.md").read_text()
+    assert markdown(claims) in text
+    assert (folder / "claims.tex").read_text() == latex(claims)
+    assert [claim.id for claim in CLAIMS] == list(dict.fromkeys(row["id"] for row in claims))
+    shown = re.findall(r"!\[[^\]]*\]\(figures/([^)]+)\)", text)
+    assert sorted(shown) == sorted(path.name for path in (folder / "figures").iterdir())
