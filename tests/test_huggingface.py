@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from test_text import documents_in, texts
 
 from moe.data import data_identity, documents, huggingface, open_data, parse_data, prepare_data
+from moe.data.huggingface import HuggingFaceSource
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -129,6 +130,31 @@ def test_a_row_without_text_is_refused_by_its_number(tmp_path):
 def test_a_dataset_that_is_not_there_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         data_identity(parse_data(mapping("x") | changes))
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_as_one(monkeypatch):
+    monkeypatch.undo()  # the hub's client refuses it before it asks anyone
+    with pytest.raises(ValueError, match=r"data.name=a b/c/d is no name of a dataset \(.*\); correct it"):
+        identity_of("a b/c/d")
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(dataset, tmp_path):
+    config = parse_data(mapping(dataset, text_field="body"))
+    identity = data_identity(config)
+    reading = HuggingFaceSource(config, identity).documents()
+    next(reading)
+    (dataset / "more.jsonl").write_text('{"body": "more", "n": 1}\n')
+    with pytest.raises(ValueError, match=r"data.name=.* changed while it was read; run the command again"):
+        list(reading)
+
+
+def test_no_room_for_temporary_files_is_not_blamed_on_the_store(dataset, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise OSError(28, "No space left on device", "/tmp/regrow-x")
+
+    monkeypatch.setattr(huggingface.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(ValueError, match=r"no folder for temporary files .*No space left.*; set TMPDIR"):
+        opened(dataset, tmp_path / "corpora", text_field="body")
 
 
 def test_an_empty_folder_and_a_revision_of_a_folder_are_refused(tmp_path):

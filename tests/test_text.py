@@ -184,6 +184,47 @@ def test_files_that_change_while_they_are_read_are_refused(corpus):
         list(reading)
 
 
+def test_a_change_that_keeps_size_and_time_is_refused(corpus, corpora):
+    config, file = parse_data(mapping(corpus)), corpus / "part0" / "000.txt"
+    identity, before = data_identity(config), file.stat()
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
+        file.write_text(file.read_text()[::-1])
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(ValueError, match="holds other files than this study was planned with"):
+        prepare_data(config, identity, str(corpora), lambda *_: None)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_tokenizer_that_changes_after_planning_is_refused_and_not_blamed_on_the_store(
+    corpus, corpora, bpe, tmp_path, gone
+):
+    file = Path(shutil.copy(bpe, tmp_path / "own.json"))
+    config = parse_data(mapping(corpus, tokenizer=str(file), vocab_size=512))
+    identity = data_identity(config)
+    source = TextSource(config, identity)
+    file.unlink() if gone else file.write_text(file.read_text() + " ")
+    message = (
+        r"own.json cannot be read \(No such file" if gone else "own.json has changed since this was planned"
+    )
+    with pytest.raises(ValueError, match=f"data.tokenizer=.*{message}"):
+        preparation.prepare(corpora, identity, source, lambda *_: None)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused_by_name(corpus, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "part1":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"part1 cannot be read \(Permission denied\); leave it out"):
+        identity_of(corpus)
+    identity_of(corpus, skip=["part1"])
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_a_file_that_fails_while_it_is_read_is_named(tmp_path, name):
     (tmp_path / name).write_text('{"text": "some"}\n')
@@ -661,7 +702,7 @@ def test_bad_lines_are_refused_with_file_and_number(tmp_path, corpora, line, mes
     [
         ([{"body": "x"}], "a.parquet has no column text; set data.text_field to one of its columns: body"),
         ([{"text": 7}], "a.parquet: data.text_field=text holds int64, not text"),
-        (None, "a.parquet cannot be read as Parquet"),
+        (None, r"a.parquet \(Parquet\) cannot be read \(.*\); leave it out, allow it or restore it"),
     ],
 )
 def test_bad_parquet_is_refused_when_it_is_planned(tmp_path, rows, message):
@@ -671,6 +712,18 @@ def test_bad_parquet_is_refused_when_it_is_planned(tmp_path, rows, message):
         parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=message):
         identity_of(tmp_path)
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path, corpora):
+    rows = [{"text": text} for text in texts()]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", compression="snappy")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[60 : len(content) // 2] = b"\xa5" * (len(content) // 2 - 60)
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a.parquet \(Parquet\) cannot be read \((?!None).*\); leave it out"
+    ):
+        prepared(tmp_path, corpora)
 
 
 def test_a_row_without_text_is_refused_by_number(tmp_path, corpora):

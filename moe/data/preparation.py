@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from moe.data.documents import Document
+from moe.data.documents import Document, unreadable
 from moe.data.shards import DOCUMENTS, DONE, INDEX, SPLITS, VERSION, corpus_folder, shard_name, shards_of
 from moe.data.tokenizer import BPE, FILE_NAME, Sample, Tokenizer, open_tokenizer, train_bpe
 from moe.files import atomic_directory, write_json
@@ -85,8 +85,7 @@ def _write(draft: Path, identity: dict[str, Any], source: Source, observe: Obser
         del sample
         documents, total_bytes = _unspool(spool), spool.stat().st_size
     elif source.tokenizer_file is not None:
-        shutil.copyfile(source.tokenizer_file, file)
-        _check_digest(file, identity["tokenizer"]["sha256"])
+        _take_tokenizer(source.tokenizer_file, file, identity["tokenizer"]["sha256"])
     tokenizer = open_tokenizer(file if file.exists() else None)
     with _Writer(draft, identity, tokenizer) as writer:
         for batch in _batches(documents):
@@ -106,13 +105,19 @@ def _facts(path: Path, is_small: bool) -> dict[str, Any]:
     return facts | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if is_small else facts
 
 
-def _check_digest(file: Path, sha256: str) -> None:
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+def _take_tokenizer(source: Path, file: Path, sha256: str) -> None:
+    """Copies the tokenizer that was planned with; ValueError if it is another by now, or gone."""
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise unreadable(f"data.tokenizer={source}", error) from error
+    found = hashlib.sha256(content).hexdigest()
     check(
         found == sha256,
-        f"data.tokenizer has changed since this was planned (SHA-256 {found[:12]}, not {sha256[:12]}); "
-        "run the command again",
+        f"data.tokenizer={source} has changed since this was planned (SHA-256 {found[:12]}, not "
+        f"{sha256[:12]}); run the command again",
     )
+    file.write_bytes(content)
 
 
 def _spool(
