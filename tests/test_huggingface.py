@@ -85,9 +85,29 @@ def test_a_folder_is_read_whole_and_known_by_its_contents(dataset, tmp_path):
     assert identity_of(dataset, text_field="body")["manifest"] != before
 
 
-def test_the_first_documents_alone_are_read_if_so_asked(dataset, tmp_path):
+def test_the_first_documents_alone_are_read_if_so_asked(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "_ROWS", 10)
     data = opened(dataset, tmp_path / "corpora", text_field="body", max_documents=25)
     assert sorted(read(data)) == sorted(texts()[:25])
+
+
+def test_the_split_that_is_named_is_the_one_that_is_read(rows, tmp_path):
+    table = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"train": table, "test": table.select(range(40, 60))}).save_to_disk(tmp_path / "two")
+    data = opened(tmp_path / "two", tmp_path / "corpora", text_field="body", split="test")
+    assert sorted(read(data)) == sorted(texts()[40:])
+
+
+def test_empty_rows_are_no_documents_and_hidden_files_no_part_of_a_folder(rows, tmp_path):
+    (tmp_path / "folder").mkdir()
+    lines = [{"body": text} for text in ["", *texts(), ""]]
+    (tmp_path / "folder" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = identity_of(tmp_path / "folder")
+    (tmp_path / "folder" / ".cache").mkdir()
+    (tmp_path / "folder" / ".cache" / "b.jsonl").write_text('{"body": "no"}\n')
+    assert identity_of(tmp_path / "folder") == before
+    data = opened(tmp_path / "folder", tmp_path / "corpora", text_field="body")
+    assert sorted(read(data)) == sorted(texts())
 
 
 def test_a_folder_without_the_field_is_refused_with_the_fields_it_has(dataset, tmp_path):

@@ -136,6 +136,12 @@ def test_bad_bytes_are_reported_and_replaced(corpus, corpora):
     assert "caf\N{REPLACEMENT CHARACTER} " * 40 in read
 
 
+def test_a_mark_of_the_byte_order_before_the_first_record_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    (read,) = documents(find_files(tmp_path, ("*.jsonl",), ()), "text")
+    assert read.content == b"a"
+
+
 def test_half_a_surrogate_pair_and_an_empty_document_do_no_harm(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n\n{"text": ""}\n')
     (read,) = documents(find_files(tmp_path, ("*.jsonl",), ()), "text")
@@ -399,7 +405,18 @@ def test_held_out_sequences_are_held_out_text(corpus, corpora):
     tokens = data.held_out(8, 32)["text"]
     assert tokens.shape == (8, 33)
     windows = np.lib.stride_tricks.sliding_window_view(split(data, "held_out"), 33)
-    assert all((windows == row).all(axis=1).any() for row in tokens)
+    places = [int(np.flatnonzero((windows == row).all(axis=1))[0]) for row in tokens]
+    assert places == sorted(set(places))
+    last = (len(split(data, "held_out")) - 1) // 32 - 1
+    assert (places[0], places[-1]) == (0, 32 * last)  # spread over all of it
+
+
+def test_a_few_items_come_from_many_documents(corpus, corpora):
+    data = opened(corpus, corpora)
+    (items,) = data.items(tiny.questions(8, "text"))
+    held = documents_in(data, "held_out")
+    shown = [data.decode(context) for context in items.context]
+    assert len({next(i for i, text in enumerate(held) if part in text) for part in shown}) >= 4
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -461,7 +478,8 @@ def test_two_processes_train_the_same_bpe(corpus, tmp_path):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tiny.ROOT)
     files = [{p.name: p.read_bytes() for p in (tmp_path / place).glob("*/*")} for place in ("a", "b")]
     assert files[0] == files[1]
-    assert {"tokenizer.json", "corpus.json", "train-00000.tokens"} < set(files[0])
+    shards = {"train-00000.tokens", "held_out-00000.tokens", "held_out.documents"}
+    assert set(files[0]) == {"tokenizer.json", "corpus.json", "DONE.json", *shards}
 
 
 def test_a_bpe_is_trained_on_the_training_documents_alone_in_whatever_order_they_come(
