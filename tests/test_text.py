@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
+from filelock import FileLock, Timeout
 from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -600,6 +601,22 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(corpus, corpora, 
     assert len(documents_in(data, "train")) > 30
 
 
+def test_who_waits_for_a_run_that_is_refused_takes_a_lock_of_its_own(tmp_path):
+    path, told = tmp_path / ".a.lock", []
+    held = FileLock(path)
+    held.acquire()
+
+    def refuse(*what):
+        told.append(what)
+        path.unlink()
+        held.release()
+
+    with preparation._locked(path, refuse):
+        assert told == [("waiting for another run", 0, None)]
+        with pytest.raises(Timeout):
+            FileLock(path).acquire(timeout=0)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -712,7 +729,7 @@ def test_bad_lines_are_refused_with_file_and_number(tmp_path, corpora, line, mes
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n' + line)
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, corpora)
-    assert [path.suffix for path in corpora.iterdir()] == [".lock"]
+    assert not corpora.parent.exists()
 
 
 @pytest.mark.parametrize(
