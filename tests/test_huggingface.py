@@ -98,6 +98,20 @@ def test_the_split_that_is_named_is_the_one_that_is_read(rows, tmp_path):
     assert sorted(read(data)) == sorted(texts()[40:])
 
 
+def test_the_configuration_that_is_named_is_the_one_that_is_read_as_subwords_too(rows, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    parts = {"en": rows[:20], "de": rows[20:]}
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    configs = [f"- config_name: {name}\n  data_files: {name}.jsonl" for name in parts]
+    (folder / "README.md").write_text("\n".join(["---", "configs:", *configs, "---", ""]))
+    given = {"text_field": "body", "config": "de", "tokenizer": "bpe", "vocab_size": 290}
+    data = opened(folder, tmp_path / "corpora", **given)
+    assert sorted(read(data)) == sorted(texts()[20:])
+    assert data.unique_tokens < sum(map(len, texts()[20:]))
+
+
 def test_empty_rows_are_no_documents_and_hidden_files_no_part_of_a_folder(rows, tmp_path):
     (tmp_path / "folder").mkdir()
     lines = [{"body": text} for text in ["", *texts(), ""]]
