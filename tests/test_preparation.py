@@ -67,6 +67,10 @@ def test_planning_alone_tokenizes_and_writes_nothing(corpus, store_root, tmp_pat
     ("fields", "message"),
     [
         ({"train__seq_len": 10**6}, r"train.seq_len=1000000 is above the \d+ training tokens"),
+        (
+            {"train__batch_size": 999},
+            r"train.batch_size=999 asks for more sequences of train.seq_len=32 than",
+        ),
         ({"train__seq_len": 900}, "too few for one sequence of train.seq_len=900"),
         ({"evaluate__context_length": 600}, "an item needs 2: give more text"),
         ({"evaluate__context_length": 600, "evaluate__probe_items": 2}, "an item needs 2"),

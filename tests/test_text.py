@@ -796,10 +796,16 @@ def test_too_few_long_documents_for_one_item_are_refused(tmp_path, corpora):
         opened(tmp_path, corpora, held_out_fraction=0.5).items(tiny.questions(4, "text"))
 
 
-def test_a_sequence_longer_than_the_corpus_is_refused(corpus, corpora):
+def test_a_sequence_or_a_batch_longer_than_the_corpus_is_refused(corpus, corpora):
     data = opened(corpus, corpora)
     with pytest.raises(ValueError, match=r"train.seq_len=1000000 is above the \d+ training tokens"):
         data.batch(0, 0, 1, 10**6)
+    num_windows = (data.unique_tokens - 1) // 100
+    assert data.batch(0, 0, num_windows, 100).shape == (num_windows, 101)
+    with pytest.raises(
+        ValueError, match=rf"train.batch_size={num_windows + 1} asks for more .* the {num_windows} of"
+    ):
+        data.batch(0, 0, num_windows + 1, 100)
     with pytest.raises(ValueError, match=r"too few for one sequence of train.seq_len=1000000"):
         data.held_out(1, 10**6)
 
