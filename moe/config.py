@@ -220,7 +220,7 @@ class LearningRate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """The suite at stored states (`items` per family) and the smaller probe along the way.
+    """The suite at final states (`items` per family) and the smaller probe at all others.
 
     All families are asked; `families` are those whose mean is the accuracy, None the data's own choice
     (`moe.data.averaged_of`). Of a corpus, `context_length` tokens are shown and `continuation_length` are to

@@ -128,10 +128,36 @@ LANGUAGE = (DOCS / "language.md").read_text()
 
 def test_every_example_of_the_language_is_printed_by_the_command_it_names(capsys):
     (examples,) = re.findall(r"```text\n(.*?)```", LANGUAGE, flags=re.DOTALL)
-    print_language(str(tiny.ROOT / "conf/data/world.yaml"))
+    assert print_language([str(tiny.ROOT / "conf/data/world.yaml")]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len(shown := [line for line in examples.splitlines() if line]) >= 12
     assert set(shown) <= set(printed)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "0 arguments, and it needs one; give conf/data/world.yaml"),
+        (
+            ["nowhere.yaml"],
+            "nowhere.yaml cannot be read (No such file or directory); give conf/data/world.yaml",
+        ),
+        (["text.yaml"], "text.yaml has data.source=text, and this prints data=world"),
+        (["{", "x"], "2 arguments, and it needs one"),
+        (["bad.yaml"], "bad.yaml is not YAML ("),
+        (["other.yaml"], "missing key data.vocab_size"),
+    ],
+)
+def test_what_is_no_language_is_refused_in_one_line(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.yaml").write_text((tiny.ROOT / "conf/data/text.yaml").read_text())
+    (tmp_path / "bad.yaml").write_text("[1\n")
+    (tmp_path / "other.yaml").write_text("source: world\n")
+    assert print_language(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"moe.data: {message}")
+    assert len(said.err.splitlines()) == 1
 
 
 def test_the_shares_of_the_language_are_those_of_its_configuration():

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from test_text import documents_in, texts
 
 from moe.data import data_identity, documents, huggingface, open_data, parse_data, prepare_data
+from moe.data.huggingface import HuggingFaceSource
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -84,9 +85,43 @@ def test_a_folder_is_read_whole_and_known_by_its_contents(dataset, tmp_path):
     assert identity_of(dataset, text_field="body")["manifest"] != before
 
 
-def test_the_first_documents_alone_are_read_if_so_asked(dataset, tmp_path):
+def test_the_first_documents_alone_are_read_if_so_asked(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface, "_ROWS", 10)
     data = opened(dataset, tmp_path / "corpora", text_field="body", max_documents=25)
     assert sorted(read(data)) == sorted(texts()[:25])
+
+
+def test_the_split_that_is_named_is_the_one_that_is_read(rows, tmp_path):
+    table = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict({"train": table, "test": table.select(range(40, 60))}).save_to_disk(tmp_path / "two")
+    data = opened(tmp_path / "two", tmp_path / "corpora", text_field="body", split="test")
+    assert sorted(read(data)) == sorted(texts()[40:])
+
+
+def test_the_configuration_that_is_named_is_the_one_that_is_read_as_subwords_too(rows, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    parts = {"en": rows[:20], "de": rows[20:]}
+    for name, part in parts.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    configs = [f"- config_name: {name}\n  data_files: {name}.jsonl" for name in parts]
+    (folder / "README.md").write_text("\n".join(["---", "configs:", *configs, "---", ""]))
+    given = {"text_field": "body", "config": "de", "tokenizer": "bpe", "vocab_size": 290}
+    data = opened(folder, tmp_path / "corpora", **given)
+    assert sorted(read(data)) == sorted(texts()[20:])
+    assert data.unique_tokens < sum(map(len, texts()[20:]))
+
+
+def test_empty_rows_are_no_documents_and_hidden_files_no_part_of_a_folder(rows, tmp_path):
+    (tmp_path / "folder").mkdir()
+    lines = [{"body": text} for text in ["", *texts(), ""]]
+    (tmp_path / "folder" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = identity_of(tmp_path / "folder")
+    (tmp_path / "folder" / ".cache").mkdir()
+    (tmp_path / "folder" / ".cache" / "b.jsonl").write_text('{"body": "no"}\n')
+    assert identity_of(tmp_path / "folder") == before
+    data = opened(tmp_path / "folder", tmp_path / "corpora", text_field="body")
+    assert sorted(read(data)) == sorted(texts())
 
 
 def test_a_folder_without_the_field_is_refused_with_the_fields_it_has(dataset, tmp_path):
@@ -129,6 +164,31 @@ def test_a_row_without_text_is_refused_by_its_number(tmp_path):
 def test_a_dataset_that_is_not_there_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         data_identity(parse_data(mapping("x") | changes))
+
+
+def test_a_name_that_the_hub_cannot_have_is_refused_as_one(monkeypatch):
+    monkeypatch.undo()  # the hub's client refuses it before it asks anyone
+    with pytest.raises(ValueError, match=r"data.name=a b/c/d is no name of a dataset \(.*\); correct it"):
+        identity_of("a b/c/d")
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(dataset, tmp_path):
+    config = parse_data(mapping(dataset, text_field="body"))
+    identity = data_identity(config)
+    reading = HuggingFaceSource(config, identity).documents()
+    next(reading)
+    (dataset / "more.jsonl").write_text('{"body": "more", "n": 1}\n')
+    with pytest.raises(ValueError, match=r"data.name=.* changed while it was read; run the command again"):
+        list(reading)
+
+
+def test_no_room_for_temporary_files_is_not_blamed_on_the_store(dataset, tmp_path, monkeypatch):
+    def refuse(**_):
+        raise OSError(28, "No space left on device", "/tmp/regrow-x")
+
+    monkeypatch.setattr(huggingface.tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(ValueError, match=r"no folder for temporary files .*No space left.*; set TMPDIR"):
+        opened(dataset, tmp_path / "corpora", text_field="body")
 
 
 def test_an_empty_folder_and_a_revision_of_a_folder_are_refused(tmp_path):

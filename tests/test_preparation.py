@@ -67,6 +67,10 @@ def test_planning_alone_tokenizes_and_writes_nothing(corpus, store_root, tmp_pat
     ("fields", "message"),
     [
         ({"train__seq_len": 10**6}, r"train.seq_len=1000000 is above the \d+ training tokens"),
+        (
+            {"train__batch_size": 999},
+            r"train.batch_size=999 asks for more sequences of train.seq_len=32 than",
+        ),
         ({"train__seq_len": 900}, "too few for one sequence of train.seq_len=900"),
         ({"evaluate__context_length": 600}, "an item needs 2: give more text"),
         ({"evaluate__context_length": 600, "evaluate__probe_items": 2}, "an item needs 2"),
@@ -82,10 +86,14 @@ def test_a_corpus_too_short_for_what_will_be_read_is_refused_before_training(
     assert "DONE.json" in files(tmp_path / "store")
 
 
-def test_a_corpus_that_cannot_be_prepared_leaves_nothing_but_a_lock(corpus, store_root, tmp_path):
+def test_a_corpus_that_cannot_be_prepared_leaves_nothing(corpus, store_root, tmp_path):
     with pytest.raises(Refused, match="is more than this corpus gives"):
         run_study([mapping(corpus, store_root, data__vocab_size=500)])
-    assert [name.endswith(".lock") for name in files(tmp_path / "store")] == [True]
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "store" / "corpora").mkdir(parents=True)
+    with pytest.raises(Refused, match="is more than this corpus gives"):
+        run_study([mapping(corpus, store_root, data__vocab_size=500)])
+    assert list((tmp_path / "store" / "corpora").iterdir()) == []  # the user's own folders stay
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tiny
+from filelock import FileLock, Timeout
 from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -136,6 +137,12 @@ def test_bad_bytes_are_reported_and_replaced(corpus, corpora):
     assert "caf\N{REPLACEMENT CHARACTER} " * 40 in read
 
 
+def test_a_mark_of_the_byte_order_before_the_first_record_is_no_part_of_it(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    (read,) = documents(find_files(tmp_path, ("*.jsonl",), ()), "text")
+    assert read.content == b"a"
+
+
 def test_half_a_surrogate_pair_and_an_empty_document_do_no_harm(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n\n{"text": ""}\n')
     (read,) = documents(find_files(tmp_path, ("*.jsonl",), ()), "text")
@@ -182,6 +189,47 @@ def test_files_that_change_while_they_are_read_are_refused(corpus):
     (corpus / "part0" / "000.txt").write_text("other")  # it is behind already
     with pytest.raises(ValueError, match="holds other files than this study was planned with"):
         list(reading)
+
+
+def test_a_change_that_keeps_size_and_time_is_refused(corpus, corpora):
+    config, file = parse_data(mapping(corpus)), corpus / "part0" / "000.txt"
+    identity, before = data_identity(config), file.stat()
+    while file.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
+        file.write_text(file.read_text()[::-1])
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    with pytest.raises(ValueError, match="holds other files than this study was planned with"):
+        prepare_data(config, identity, str(corpora), lambda *_: None)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_tokenizer_that_changes_after_planning_is_refused_and_not_blamed_on_the_store(
+    corpus, corpora, bpe, tmp_path, gone
+):
+    file = Path(shutil.copy(bpe, tmp_path / "own.json"))
+    config = parse_data(mapping(corpus, tokenizer=str(file), vocab_size=512))
+    identity = data_identity(config)
+    source = TextSource(config, identity)
+    file.unlink() if gone else file.write_text(file.read_text() + " ")
+    message = (
+        r"own.json cannot be read \(No such file" if gone else "own.json has changed since this was planned"
+    )
+    with pytest.raises(ValueError, match=f"data.tokenizer=.*{message}"):
+        preparation.prepare(corpora, identity, source, lambda *_: None)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_refused_by_name(corpus, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "part1":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"part1 cannot be read \(Permission denied\); leave it out"):
+        identity_of(corpus)
+    identity_of(corpus, skip=["part1"])
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
@@ -289,12 +337,12 @@ def test_a_corpus_larger_than_memory_is_read_without_reading_it_all(corpora):
     write_json(folder / "corpus.json", index)
     files = {name: {"bytes": size} for name, size in sizes.items()}
     write_json(folder / "DONE.json", {"files": files})
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     data = open_data(identity, str(corpora))
     for step in (0, 10**6, 10**9):
         assert data.batch(0, step, 64, 512).shape == (64, 513)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -358,7 +406,18 @@ def test_held_out_sequences_are_held_out_text(corpus, corpora):
     tokens = data.held_out(8, 32)["text"]
     assert tokens.shape == (8, 33)
     windows = np.lib.stride_tricks.sliding_window_view(split(data, "held_out"), 33)
-    assert all((windows == row).all(axis=1).any() for row in tokens)
+    places = [int(np.flatnonzero((windows == row).all(axis=1))[0]) for row in tokens]
+    assert places == sorted(set(places))
+    last = (len(split(data, "held_out")) - 1) // 32 - 1
+    assert (places[0], places[-1]) == (0, 32 * last)  # spread over all of it
+
+
+def test_a_few_items_come_from_many_documents(corpus, corpora):
+    data = opened(corpus, corpora)
+    (items,) = data.items(tiny.questions(8, "text"))
+    held = documents_in(data, "held_out")
+    shown = [data.decode(context) for context in items.context]
+    assert len({next(i for i, text in enumerate(held) if part in text) for part in shown}) >= 4
 
 
 # --------------------------------------------------------------------------------------------------------
@@ -420,7 +479,8 @@ def test_two_processes_train_the_same_bpe(corpus, tmp_path):
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd=tiny.ROOT)
     files = [{p.name: p.read_bytes() for p in (tmp_path / place).glob("*/*")} for place in ("a", "b")]
     assert files[0] == files[1]
-    assert {"tokenizer.json", "corpus.json", "train-00000.tokens"} < set(files[0])
+    shards = {"train-00000.tokens", "held_out-00000.tokens", "held_out.documents"}
+    assert set(files[0]) == {"tokenizer.json", "corpus.json", "DONE.json", *shards}
 
 
 def test_a_bpe_is_trained_on_the_training_documents_alone_in_whatever_order_they_come(
@@ -541,6 +601,22 @@ def test_an_interrupted_preparation_leaves_nothing_that_counts(corpus, corpora, 
     assert len(documents_in(data, "train")) > 30
 
 
+def test_who_waits_for_a_run_that_is_refused_takes_a_lock_of_its_own(tmp_path):
+    path, told = tmp_path / ".a.lock", []
+    held = FileLock(path)
+    held.acquire()
+
+    def refuse(*what):
+        told.append(what)
+        path.unlink()
+        held.release()
+
+    with preparation._locked(path, refuse):
+        assert told == [("waiting for another run", 0, None)]
+        with pytest.raises(Timeout):
+            FileLock(path).acquire(timeout=0)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -653,7 +729,7 @@ def test_bad_lines_are_refused_with_file_and_number(tmp_path, corpora, line, mes
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n' + line)
     with pytest.raises(ValueError, match=message):
         prepared(tmp_path, corpora)
-    assert [path.suffix for path in corpora.iterdir()] == [".lock"]
+    assert not corpora.parent.exists()
 
 
 @pytest.mark.parametrize(
@@ -661,7 +737,7 @@ def test_bad_lines_are_refused_with_file_and_number(tmp_path, corpora, line, mes
     [
         ([{"body": "x"}], "a.parquet has no column text; set data.text_field to one of its columns: body"),
         ([{"text": 7}], "a.parquet: data.text_field=text holds int64, not text"),
-        (None, "a.parquet cannot be read as Parquet"),
+        (None, r"a.parquet \(Parquet\) cannot be read \(.*\); leave it out, allow it or restore it"),
     ],
 )
 def test_bad_parquet_is_refused_when_it_is_planned(tmp_path, rows, message):
@@ -671,6 +747,18 @@ def test_bad_parquet_is_refused_when_it_is_planned(tmp_path, rows, message):
         parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=message):
         identity_of(tmp_path)
+
+
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path, corpora):
+    rows = [{"text": text} for text in texts()]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet", compression="snappy")
+    content = bytearray((tmp_path / "a.parquet").read_bytes())
+    content[60 : len(content) // 2] = b"\xa5" * (len(content) // 2 - 60)
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"a.parquet \(Parquet\) cannot be read \((?!None).*\); leave it out"
+    ):
+        prepared(tmp_path, corpora)
 
 
 def test_a_row_without_text_is_refused_by_number(tmp_path, corpora):
@@ -708,20 +796,26 @@ def test_too_few_long_documents_for_one_item_are_refused(tmp_path, corpora):
         opened(tmp_path, corpora, held_out_fraction=0.5).items(tiny.questions(4, "text"))
 
 
-def test_a_sequence_longer_than_the_corpus_is_refused(corpus, corpora):
+def test_a_sequence_or_a_batch_longer_than_the_corpus_is_refused(corpus, corpora):
     data = opened(corpus, corpora)
     with pytest.raises(ValueError, match=r"train.seq_len=1000000 is above the \d+ training tokens"):
         data.batch(0, 0, 1, 10**6)
+    num_windows = (data.unique_tokens - 1) // 100
+    assert data.batch(0, 0, num_windows, 100).shape == (num_windows, 101)
+    with pytest.raises(
+        ValueError, match=rf"train.batch_size={num_windows + 1} asks for more .* the {num_windows} of"
+    ):
+        data.batch(0, 0, num_windows + 1, 100)
     with pytest.raises(ValueError, match=r"too few for one sequence of train.seq_len=1000000"):
         data.held_out(1, 10**6)
 
 
 @pytest.mark.filterwarnings("ignore:.*are not UTF-8")
 def test_the_standard_library_is_prepared_in_seconds(corpora):
-    start = time.perf_counter()
+    start = time.process_time()
     library = Path(os.__file__).parent
     data = opened(library, corpora, held_out_fraction=0.05, patterns=["*.txt", "*.md", "*.py"])
     data.items(tiny.questions(200, "text"))
     data.batch(0, 0, 16, 128)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert data.unique_tokens > 5_000_000

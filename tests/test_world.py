@@ -413,6 +413,32 @@ def test_a_bad_value_is_refused_with_its_name(config, change, message):
         parse_data({**to_plain(config), **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_hops": 1}, "data.share_hops=.* is held out"),
+        ({"level_zipf": 60.0}, "data.share_hops=.* is held out"),
+        ({"max_operators": 1, "max_operand": 1}, "data.share_arithmetic=.* is held out"),
+        (
+            {"num_places": 4, "num_moves": 2, "max_hops": 2, "held_out_fraction": 0.01},
+            "data.share_hops=.* is held out",
+        ),
+        (
+            {"max_operators": 1, "max_operand": 1, "held_out_fraction": 0.5, "world_seed": 19},
+            "data.share_arithmetic=.* is left to train on",
+        ),
+    ],
+    ids=str,
+)
+def test_a_family_with_nothing_on_one_side_of_the_split_is_refused_when_it_is_planned(
+    config, change, message
+):
+    """Whoever trained on it or evaluated it would look for its documents for ever."""
+    parsed = parse_data({**to_plain(config), **change})
+    with pytest.raises(ValueError, match=message):
+        data_identity(parsed)
+
+
 def test_a_batch_too_small_for_every_family_is_still_full(world):
     shapes = {world.batch(0, step, 1, 8).shape for step in range(400)}
     assert shapes == {(1, 9)}

@@ -69,6 +69,7 @@ def data_identity(config: DataConfig) -> dict[str, Any]:
     """
     match config:
         case WorldConfig():
+            World(config)  # refuses what it could not make
             return {"version": world.VERSION, **to_plain(config)}
         case TextConfig():
             return text_identity(config)

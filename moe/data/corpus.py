@@ -64,6 +64,11 @@ class Corpus:
             f"train.seq_len={seq_len} is above the {len(train) - 1} training tokens of the corpus; "
             "give more text or lower train.seq_len",
         )
+        check(
+            num_windows >= batch_size,
+            f"train.batch_size={batch_size} asks for more sequences of train.seq_len={seq_len} than the "
+            f"{num_windows} of the corpus: a batch would hold some twice; give more text or lower one",
+        )
         number = data_step * batch_size + np.arange(batch_size)
         epoch, place = np.divmod(number, num_windows)
         window = np.empty(batch_size, np.int64)

@@ -20,12 +20,16 @@ _ROWS = 256  # of a Parquet file, read together
 
 
 class File(NamedTuple):
-    """A file as it was found; `name` is its path relative to the folder that was searched."""
+    """A file as it was found; `name` is its path relative to the folder that was searched.
+
+    `ctime_ns` tells a change that left size and `mtime_ns` as they were.
+    """
 
     path: str
     name: str
     size: int
     mtime_ns: int
+    ctime_ns: int
 
     @property
     def kind(self) -> str:
@@ -50,11 +54,21 @@ class Document:
 
 
 def find_files(root: Path, patterns: tuple[str, ...], skip: tuple[str, ...]) -> list[File]:
-    """The files below `root` whose names match, in the order of their paths; or `root` itself, if a file."""
+    """The files below `root` whose names match, in the order of their paths; or `root` itself, if a file.
+
+    ValueError naming what cannot be looked at: a corpus is never less than what the folder holds.
+    """
+    try:
+        return _found(root, patterns, skip)
+    except OSError as error:
+        raise unreadable(error.filename or root, error) from error
+
+
+def _found(root: Path, patterns: tuple[str, ...], skip: tuple[str, ...]) -> list[File]:
     if root.is_file():
         return [_file(root, root.name)]
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=_raise):
         folders[:] = [name for name in folders if name not in skip]
         for name in names:
             path = Path(folder, name)
@@ -65,7 +79,11 @@ def find_files(root: Path, patterns: tuple[str, ...], skip: tuple[str, ...]) -> 
 
 def _file(path: Path, name: str) -> File:
     stat = path.stat()
-    return File(str(path), name, stat.st_size, stat.st_mtime_ns)
+    return File(str(path), name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 class Fingerprint(NamedTuple):
@@ -77,23 +95,25 @@ class Fingerprint(NamedTuple):
 def fingerprint(file: File) -> Fingerprint:
     """What a file holds, in short, read as a stream once in a process while size and time stay the same."""
     try:
-        return _fingerprint(file.path, file.size, file.mtime_ns, file.kind)
+        return _fingerprint(file)
     except OSError as error:
-        raise _unreadable(file, error) from error
+        raise unreadable(file.path, error) from error
 
 
-def _unreadable(file: File, error: OSError) -> ValueError:
-    return ValueError(f"{file.path} cannot be read ({error.strerror}); leave it out or allow it")
+def unreadable(path: object, error: Exception) -> ValueError:
+    """What a reader's error is to a user: libraries raise some that hold no word of the system."""
+    told = getattr(error, "strerror", None) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ValueError(f"{path} cannot be read ({told}); leave it out, allow it or restore it")
 
 
 @lru_cache(maxsize=1 << 17)
-def _fingerprint(path: str, size: int, mtime_ns: int, kind: str) -> Fingerprint:
+def _fingerprint(file: File) -> Fingerprint:
     digest, has_nul, is_utf8 = hashlib.sha256(), False, True
     decoder = codecs.getincrementaldecoder("utf-8")()
-    with open(path, "rb") as stream:
+    with open(file.path, "rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
-            if kind != "parquet":
+            if file.kind != "parquet":
                 has_nul = has_nul or b"\0" in chunk
                 is_utf8 = is_utf8 and _decodes(decoder, chunk)
     return Fingerprint(digest.hexdigest(), has_nul, is_utf8 and _decodes(decoder, b"", final=True))
@@ -159,7 +179,7 @@ def documents(files: list[File], text_field: str) -> Iterator[Document]:
                 if content:
                     yield Document(content, behind + read_bytes)
         except OSError as error:
-            raise _unreadable(file, error) from error
+            raise unreadable(file.path, error) from error
         behind += file.size
 
 
@@ -239,10 +259,8 @@ def _parquet(file: File, text_field: str) -> Any:
 
     try:
         opened = parquet.ParquetFile(file.path)
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"{file.path} cannot be read as Parquet ({error}); restore it or leave it out"
-        ) from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise unreadable(f"{file.path} (Parquet)", error) from None
     schema = opened.schema_arrow
     check(
         text_field in schema.names,
@@ -262,7 +280,18 @@ def _rows(file: File, text_field: str) -> Iterator[tuple[bytes, int]]:
     opened, row = _parquet(file, text_field), 0
     num_rows = max(1, opened.metadata.num_rows)
     with opened:
-        for batch in opened.iter_batches(batch_size=_ROWS, columns=[text_field], use_threads=False):
-            for value in batch.column(0).to_pylist():
+        for values in _columns(opened, file, text_field):
+            for value in values:
                 row += 1
                 yield utf8(value, f"{file.path} row {row}"), file.size * row // num_rows
+
+
+def _columns(opened: Any, file: File, text_field: str) -> Iterator[list[Any]]:
+    """The column's values, some rows at a time; ValueError if the file is damaged."""
+    import pyarrow
+
+    try:
+        for batch in opened.iter_batches(batch_size=_ROWS, columns=[text_field], use_threads=False):
+            yield batch.column(0).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise unreadable(f"{file.path} (Parquet)", error) from error

@@ -101,7 +101,12 @@ def _commit(name: str, revision: str | None) -> str:
     """The commit that the hub's dataset is at; ValueError if the hub does not say."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     at = "" if revision is None else f" (data.revision={revision})"
     try:
@@ -112,6 +117,8 @@ def _commit(name: str, revision: str | None) -> str:
         rule, remedy = "is not on the hub, or private", "correct the name, or log in with: hf auth login"
     except RevisionNotFoundError:
         rule, remedy = "has no such revision", "give a commit, branch or tag of it"
+    except HFValidationError as error:
+        rule, remedy = f"is no name of a dataset ({_first_line(error)})", "correct it, or give a folder"
     except Exception as error:  # the hub's client raises its transport's errors, which differ by release
         rule = f"could not be asked for on the hub ({_first_line(error)})"
         remedy = "go online, give a folder, or give the full commit of a corpus prepared before"
@@ -150,7 +157,7 @@ class HuggingFaceSource:
 
     def _values(self) -> Iterator[Any]:
         left = self._config.max_documents
-        with tempfile.TemporaryDirectory(prefix="regrow-") as cache:
+        with _temporary_folder() as cache:
             for values in self._batches(cache):
                 values = values if left is None else values[:left]
                 yield from values
@@ -176,6 +183,15 @@ class HuggingFaceSource:
             raise ValueError(_unreadable(config, error)) from error
         except Exception as error:  # datasets raises whatever its readers and the network raise
             raise ValueError(_unreadable(config, error)) from error
+
+
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="regrow-")
+    except OSError as error:
+        raise ValueError(
+            f"no folder for temporary files can be made ({error.strerror}); set TMPDIR to one that has room"
+        ) from error
 
 
 def _unreadable(config: HuggingFaceConfig, error: Exception) -> str:

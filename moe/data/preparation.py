@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from filelock import FileLock, Timeout
 
-from moe.data.documents import Document
+from moe.data.documents import Document, unreadable
 from moe.data.shards import DOCUMENTS, DONE, INDEX, SPLITS, VERSION, corpus_folder, shard_name, shards_of
 from moe.data.tokenizer import BPE, FILE_NAME, Sample, Tokenizer, open_tokenizer, train_bpe
 from moe.files import atomic_directory, write_json
@@ -36,15 +36,28 @@ class Source(Protocol):
 def prepare(corpora: Path, identity: dict[str, Any], source: Source, observe: Observer) -> None:
     """Writes a corpus as shards, once: what is there stays, and another process is waited for.
 
-    Memory is bounded whatever the size of the corpus. ValueError if the documents cannot serve; an
-    interruption leaves nothing that counts.
+    Memory is bounded whatever the size of the corpus. ValueError, with nothing written, if the documents
+    cannot serve; an interruption leaves nothing that counts.
     """
-    folder = corpus_folder(corpora, identity)
+    made = [path for path in (corpora, *corpora.parents) if not path.exists()]
     try:
         corpora.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"launch.store={corpora.parent} cannot be written: {error.strerror}") from error
-    with _locked(corpora / f".{folder.name}.lock", observe):
+    try:
+        _prepare(corpora, corpus_folder(corpora, identity), identity, source, observe)
+    except ValueError:
+        for path in made:
+            with suppress(OSError):  # somebody else's is in it by now
+                path.rmdir()
+        raise
+
+
+def _prepare(
+    corpora: Path, folder: Path, identity: dict[str, Any], source: Source, observe: Observer
+) -> None:
+    lock = corpora / f".{folder.name}.lock"
+    with _locked(lock, observe):
         for draft in corpora.glob(f".{folder.name}.*.draft"):  # of a process that was killed
             shutil.rmtree(draft)
         if (folder / DONE).exists():
@@ -52,7 +65,11 @@ def prepare(corpora: Path, identity: dict[str, Any], source: Source, observe: Ob
         try:
             with atomic_directory(folder) as draft:
                 _write(draft, identity, source, observe)
+        except ValueError:
+            lock.unlink(missing_ok=True)
+            raise
         except OSError as error:
+            lock.unlink(missing_ok=True)
             raise ValueError(
                 f"launch.store={corpora.parent}: the corpus could not be prepared ({error}); make room or "
                 "choose another store, then run the command again"
@@ -61,11 +78,15 @@ def prepare(corpora: Path, identity: dict[str, Any], source: Source, observe: Ob
 
 @contextmanager
 def _locked(path: Path, observe: Observer) -> Iterator[None]:
+    """Held by one process at a time. Who held it before may have removed it: then it is made anew."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=1)
     except Timeout:
         observe("waiting for another run", 0, None)
+        lock.acquire()
+    while not path.exists():
+        lock.release()
         lock.acquire()
     try:
         yield
@@ -85,8 +106,7 @@ def _write(draft: Path, identity: dict[str, Any], source: Source, observe: Obser
         del sample
         documents, total_bytes = _unspool(spool), spool.stat().st_size
     elif source.tokenizer_file is not None:
-        shutil.copyfile(source.tokenizer_file, file)
-        _check_digest(file, identity["tokenizer"]["sha256"])
+        _take_tokenizer(source.tokenizer_file, file, identity["tokenizer"]["sha256"])
     tokenizer = open_tokenizer(file if file.exists() else None)
     with _Writer(draft, identity, tokenizer) as writer:
         for batch in _batches(documents):
@@ -106,13 +126,19 @@ def _facts(path: Path, is_small: bool) -> dict[str, Any]:
     return facts | {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()} if is_small else facts
 
 
-def _check_digest(file: Path, sha256: str) -> None:
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
+def _take_tokenizer(source: Path, file: Path, sha256: str) -> None:
+    """Copies the tokenizer that was planned with; ValueError if it is another by now, or gone."""
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise unreadable(f"data.tokenizer={source}", error) from error
+    found = hashlib.sha256(content).hexdigest()
     check(
         found == sha256,
-        f"data.tokenizer has changed since this was planned (SHA-256 {found[:12]}, not {sha256[:12]}); "
-        "run the command again",
+        f"data.tokenizer={source} has changed since this was planned (SHA-256 {found[:12]}, not "
+        f"{sha256[:12]}); run the command again",
     )
+    file.write_bytes(content)
 
 
 def _spool(

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moe.data.documents import Document, File, check_files, documents, find_files, fingerprint, manifest_of
+from moe.data.documents import (
+    Document,
+    File,
+    check_files,
+    documents,
+    find_files,
+    fingerprint,
+    manifest_of,
+    unreadable,
+)
 from moe.data.tokenizer import check_vocabulary, tokenizer_file, tokenizer_identity
 from moe.plain import check
 
@@ -70,7 +79,11 @@ def files_of(config: TextConfig) -> list[File]:
     """The files of a corpus; ValueError if there are none, or none with any text."""
     check(config.path is not None, "data.path is missing; give a folder of text files, or one file")
     root = Path(config.path or "").expanduser().resolve()
-    check(root.exists(), f"data.path={config.path} is not there; give a folder of text files, or one file")
+    try:
+        is_there = root.exists()
+    except OSError as error:
+        raise unreadable(f"data.path={config.path}", error) from error
+    check(is_there, f"data.path={config.path} is not there; give a folder of text files, or one file")
     files = find_files(root, config.patterns, config.skip)
     check(
         bool(files),

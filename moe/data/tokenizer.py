@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moe.data.documents import Document
+from moe.data.documents import Document, unreadable
 from moe.plain import check
 
 BYTES, BPE = "bytes", "bpe"
@@ -220,8 +220,11 @@ def tokenizer_identity(tokenizer: str, vocab_size: int) -> dict[str, Any]:
     if file is None:
         trains = {"tokenizers": importlib.metadata.version("tokenizers")}  # another may merge otherwise
         return {"kind": tokenizer, **(trains if tokenizer == BPE else {})}
-    stat = file.stat()
-    sha256, num_ids = _of_file(file, stat.st_size, stat.st_mtime_ns)
+    try:
+        stat = file.stat()
+        sha256, num_ids = _of_file(file, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        raise unreadable(f"data.tokenizer={tokenizer}", error) from error
     check(
         num_ids <= vocab_size,
         f"data.vocab_size={vocab_size} is too small for data.tokenizer={tokenizer}, whose ids and separator "

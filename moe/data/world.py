@@ -15,11 +15,15 @@ from moe.plain import check
 VERSION = 3  # 2: tokens are made in blocks; 3: hops by moves that have to be known
 _WHOLE = 1000  # items of a family, of which smaller suites are parts
 _HELD_OUT = 16  # sequences of a family, likewise
+_SIDE = 1000  # documents expected on each side of the split, where it is tried
 _BLOCK_TOKENS = 1 << 17  # NumPy's calls cost as much for a batch as for this many tokens
 
 
 class World:
-    """The language of one `WorldConfig` as a source of tokens; see `moe.data.Data`."""
+    """The language of one `WorldConfig` as a source of tokens; see `moe.data.Data`.
+
+    ValueError if a family has too few different documents to train on some and ask about others.
+    """
 
     unique_tokens: int | None = None
     separator: int | None = None
@@ -34,6 +38,8 @@ class World:
         self._id = {word: i for i, word in enumerate(self.words)}
         share = np.array([getattr(config, f"share_{name}") for name in self.families])
         documents = share / [family.mean_length for family in self.families.values()]
+        for family in self.families.values():
+            _check_split(family)
         kept = [family.training_fraction for family in self.families.values()]
         self._tokens_per_document = round(1.0 / documents.sum(), 6)
         self._family_share = cumulative(documents / kept)  # of the documents made
@@ -126,6 +132,23 @@ class World:
             choices=np.take_along_axis(choices, order, axis=1)[:, :, None],
             answer=np.argmin(order, axis=1),
             level=documents.level,
+        )
+
+
+def _check_split(family: Family) -> None:
+    """Draws enough documents to find both sides; whoever read one that is empty would look for ever."""
+    c, draws = family.config, Draws("split", family.config.world_seed, family.name)
+    made, fraction = round(_SIDE / c.held_out_fraction), family.held_out_fraction
+    sides = {
+        "held out": len(family.held_out(draws, made)) if fraction > 0 else 0,
+        "left to train on": len(family.training(draws, _SIDE)),
+    }
+    for side, num in sides.items():
+        check(
+            num > 0,
+            f"data.share_{family.name}={getattr(c, f'share_{family.name}')}: with "
+            f"data.held_out_fraction={c.held_out_fraction} none of its documents is {side}, they are too few "
+            "or too alike; make the family larger, change the fraction, or set its share to 0",
         )
 
 
