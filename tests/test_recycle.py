@@ -8,6 +8,10 @@ import json
 import os
 import re
 import resource
+import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import checkpoints
@@ -297,6 +301,77 @@ def test_copies_are_the_same_where_the_kernel_does_not_copy_between_files(
     ) == bytes_of(whole)
 
 
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": 0.1},
+        {"new": 2.0, "scale": 0.5},
+        {"dropped": 0.5, "units": "u"},
+        {"noise": 0.1, "part": (1, 2)},
+        {"scale": 0.0},
+    ],
+    ids=" ".join,
+)
+def test_a_block_that_gives_its_place_becomes_what_it_would_have_become(layout, change):
+    block = torch.randn(60, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    change = Change(layout=layout, key="x", **change)
+    expected = changed(block, change, seed=0)
+    given = block.clone()
+    found = changed(given, change, seed=0, in_place=True)
+    assert torch.equal(found, expected)
+    if change.part is None:
+        assert found.data_ptr() == given.data_ptr()
+
+
+def test_a_thread_reads_every_block_to_the_same_place(sources):
+    source, reader = open_checkpoint(sources["mixtral"]), Reader()
+    space = memoryview(bytearray(1 << 20))
+    matrices = [stored for name, stored in source.tensors.items() if "experts" in name]
+    places = {reader.own_block(stored, None, space).data_ptr() for stored in matrices}
+    assert len(places) == 1
+    assert torch.equal(reader.own_block(matrices[0], None, space), reader.own_block(matrices[0]))
+    reader.close()
+
+
+def test_a_file_goes_to_the_disk_while_the_next_is_written(sources, tmp_path, monkeypatch):
+    """The disk of the first file waits here for bytes of the second."""
+    second, sync, waited = threading.Event(), os.fsync, []
+
+    def fsync(file: int) -> None:
+        if not waited and os.fstat(file).st_size > 50_000:
+            waited.append(second.wait(30))
+        sync(file)
+
+    def progress(done: int, total: int) -> None:
+        if done > 60_000:
+            second.set()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    config = asked(sources["mixtral"], tmp_path / "grown", shard_size="60KB", **ORTHOGONAL)
+    assert grow(config, progress).written.num_shards > 2
+    assert waited == [True]
+
+
+def test_a_disk_that_fails_at_the_end_leaves_nothing_that_counts(sources, tmp_path, monkeypatch):
+    config = asked(sources["mixtral"], tmp_path / "grown", shard_size="60KB", **ORTHOGONAL)
+    sync = os.fsync
+
+    def fsync(file: int) -> None:
+        if os.fstat(file).st_size > 50_000:
+            raise OSError(errno.EIO, "broken")
+        sync(file)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="broken"):
+            grow(config)
+    assert not Path(config.target).exists()
+    assert not list(draft_of(Path(config.target)).glob("*.safetensors"))
+    whole = grown(sources["mixtral"], tmp_path / "whole", shard_size="60KB", **ORTHOGONAL)
+    assert bytes_of(grow(config).target) == bytes_of(whole)
+
+
 def test_a_disk_that_fails_to_copy_is_not_read_around(sources, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EIO, "broken")
@@ -334,6 +409,51 @@ def test_a_growth_stopped_anywhere_goes_on_and_ends_with_the_same_bytes(sources,
     assert bytes_of(Path(config.target)) == bytes_of(whole)
     assert all((Path(config.target) / name).stat().st_mtime_ns == at for name, at in done.items())
     assert not draft_of(Path(config.target)).exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from test_recycle import ORTHOGONAL, asked, grow
+
+def kill(done, total):
+    if done > {share} * total:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+grow(asked(Path({source!r}), Path({target!r}), shard_size="60KB", **ORTHOGONAL), kill)
+"""
+
+
+def test_a_growth_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(sources, tmp_path):
+    whole = grown(sources["mixtral"], tmp_path / "whole", shard_size="60KB", **ORTHOGONAL)
+    target, tests = tmp_path / "killed", str(Path(__file__).parent)
+    program = KILLED.format(tests=tests, share=0.6, source=str(sources["mixtral"]), target=str(target))
+    killed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    written = grow(asked(sources["mixtral"], target, shard_size="60KB", **ORTHOGONAL)).written
+    assert 0 < written.num_shards < len(list(whole.glob("*.safetensors")))
+    assert bytes_of(target) == bytes_of(whole)
+
+
+@pytest.mark.parametrize("moment", ["rename", "unlink"])
+def test_a_growth_stopped_at_its_very_end_is_whole_after_the_next_call(
+    sources, tmp_path, monkeypatch, moment
+):
+    whole = grown(sources["mixtral"], tmp_path / "whole", **ORTHOGONAL)
+    config = asked(sources["mixtral"], tmp_path / "stopped", **ORTHOGONAL)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(*((os, "rename") if moment == "rename" else (Path, "unlink")), stop)
+        with pytest.raises(KeyboardInterrupt):
+            grow(config)
+    again = grow(config).written
+    assert again is None if moment == "unlink" else again.num_shards == 0
+    assert bytes_of(Path(config.target)) == bytes_of(whole)
 
 
 def test_a_growth_that_is_stopped_does_not_wait_for_the_digests_of_its_source(sources, tmp_path, monkeypatch):

@@ -146,11 +146,11 @@ class Reader:
         """The tensor, or its `index`-th slice along the first axis, in fp32."""
         return self.own_block(stored, index).float()
 
-    def own_block(self, stored: Stored, index: int | None = None) -> Tensor:
-        """The same in the type that it is stored in."""
+    def own_block(self, stored: Stored, index: int | None = None, space: memoryview | None = None) -> Tensor:
+        """The same in the type that it is stored in; its numbers lie in `space`, if that is given."""
         shape = stored.shape if index is None else stored.shape[1:]
         size = prod(shape) * stored.itemsize
-        content = self.content(stored, (index or 0) * size, size)
+        content = self.content(stored, (index or 0) * size, size, space)
         return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape)
 
     def rows(self, stored: Stored, first: int, last: int) -> Tensor:
@@ -159,9 +159,11 @@ class Reader:
         content = self.content(stored, first * row, (last - first) * row)
         return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(-1, *stored.shape[1:]).float()
 
-    def content(self, stored: Stored, first: int, size: int) -> bytearray:
-        """`size` bytes of a tensor from its byte `first` on."""
-        content = bytearray(size)
+    def content(
+        self, stored: Stored, first: int, size: int, space: memoryview | None = None
+    ) -> bytearray | memoryview:
+        """`size` bytes of a tensor from its byte `first` on, in the first of `space`, if that is given."""
+        content = bytearray(size) if space is None else space[:size]
         view, place = memoryview(content), stored.begin + first
         while view:
             count = os.preadv(self._file(stored.path), [view], place)
