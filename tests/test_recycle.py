@@ -504,6 +504,18 @@ def test_the_function_is_what_transformers_computes_at_once(sources, name):
     torch.testing.assert_close(found, logits(load(sources[name])).flatten(0, 1), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_experts_that_are_run_in_groups_compute_what_all_do_at_once(sources, name, monkeypatch):
+    """Three of four leave a group of one; group limits, shared experts and biases among what is run."""
+    source = open_checkpoint(sources[name])
+    monkeypatch.setattr(Layerwise, "experts_at_once", lambda self, layer: 3)
+    tokens = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+    layerwise = Layerwise(source)
+    *_, (last, _) = layerwise.hidden(tokens)
+    found = torch.cat(list(layerwise.logits(last)), 1)
+    torch.testing.assert_close(found, logits(load(sources[name])).flatten(0, 1), rtol=0, atol=1e-5)
+
+
 def verified(source: Path, target: Path, memory_limit: int = 4 << 30) -> Verdict:
     return verify(source, target, memory_limit=memory_limit)
 
@@ -565,12 +577,61 @@ def test_a_config_that_was_changed_is_named(sources, tmp_path):
     assert "num_experts_per_tok=2; it should be 4" in verified(sources["olmoe"], target).problems[0]
 
 
-def test_a_layer_that_memory_does_not_hold_is_not_run_and_that_is_said(sources, tmp_path):
+def test_a_layer_that_memory_does_not_hold_by_single_experts_is_not_run_and_that_is_said(sources, tmp_path):
     target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
     verdict = verified(sources["olmoe"], target, memory_limit=1)
     assert verdict.holds
     assert verdict.function is None
-    assert "a layer in fp32 takes memory_limit=" in verdict.skipped[0]
+    assert "a layer with one expert at a time, in fp32, takes memory_limit=" in verdict.skipped[0]
+
+
+def test_as_many_experts_are_held_as_there_is_room_for(sources):
+    source = open_checkpoint(sources["deepseek_v3"])
+    whole = Layerwise(source)
+    assert [whole.experts_at_once(layer) for layer in range(3)] == [4, 4, 4]
+    least = Layerwise(source, whole.least_bytes)
+    assert [least.experts_at_once(layer) for layer in (1, 2)] == [1, 1]
+    expert = 12 * 3 * 32 * 24
+    two = Layerwise(source, whole.least_bytes + expert)
+    assert [two.experts_at_once(layer) for layer in (1, 2)] == [2, 2]
+
+
+LARGE = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+import torch
+torch.set_num_threads(1)
+from moe.recycle.layerwise import Layerwise
+from moe.recycle.verify import verify
+from moe.recycle.writer import peak_bytes
+
+held = Layerwise.experts_at_once
+seen = set()
+Layerwise.experts_at_once = lambda self, layer: seen.add(held(self, layer)) or held(self, layer)
+verdict = verify(Path({source!r}), Path({target!r}), memory_limit={limit})
+print(verdict.holds, verdict.function is not None, max(seen), peak_bytes())
+"""
+
+
+def test_the_function_of_a_layer_larger_than_the_limit_is_looked_at_within_it(tmp_path):
+    """A layer of 128 experts takes 300 MiB in fp32, and three times that to load; 600 MiB hold Python too."""
+    sizes = {"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_hidden_layers": 1}
+    source = checkpoints.make(tmp_path / "source", "qwen3_moe", dtype="bfloat16", **sizes)
+    target = grown(source, tmp_path / "target", width_method="duplicate")
+    tests, limit = str(Path(__file__).parent), 600 << 20
+    program = LARGE.format(tests=tests, source=str(source), target=str(target), limit=limit)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    holds, looked_at, most, peak = done.stdout.split()
+    assert (holds, looked_at) == ("True", "True")
+    assert int(most) < 64
+    assert int(peak) <= limit
 
 
 def test_a_folder_that_was_not_grown_or_not_from_this_source_is_refused(sources, tmp_path):

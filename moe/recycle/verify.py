@@ -1,9 +1,11 @@
 """Is a grown checkpoint what it says: its structure, the bytes of its copies, its noise, its function."""
 
+import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -196,12 +198,15 @@ def _function(plan: Plan, grown: Checkpoint, memory_limit: int, seed: int, verdi
     if importlib.util.find_spec("transformers") is None:
         verdict.skipped.append("the function: transformers is not installed (pip install 'regrow[hf]')")
         return
-    models = [Layerwise(plan.source), Layerwise(grown)]
-    needed = memory_bytes() + max(model.layer_bytes for model in models)
+    importlib.import_module("transformers.models.auto.modeling_auto")  # before memory is looked at
+    now = memory_bytes()
+    models = [Layerwise(checkpoint, memory_limit - now) for checkpoint in (plan.source, grown)]
+    needed = now + max(model.least_bytes for model in models)
     if needed > memory_limit:
         verdict.skipped.append(
-            f"the function: a layer in fp32 takes memory_limit={needed / 2**30:.2g}GiB, and "
-            f"{memory_limit / 2**30:.2g} GiB are allowed"
+            f"the function: a layer with one expert at a time, in fp32, takes memory_limit="
+            f"{ceil(needed / 2**20)}MiB, {now >> 20} of them the program, and {memory_limit >> 20} MiB are "
+            "allowed"
         )
         return
     generator = torch.Generator().manual_seed(seed)
