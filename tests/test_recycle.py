@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -30,8 +31,11 @@ from moe.recycle.checkpoint import Reader, open_checkpoint
 from moe.recycle.layerwise import Layerwise
 from moe.recycle.norms import COLUMNS, norm_rows, seams_of
 from moe.recycle.plan import Change, make_plan
+from moe.recycle.plan_text import plan_lines
+from moe.recycle.prediction import Speeds, measured_speeds, predicted_seconds
 from moe.recycle.run import grow, planned
 from moe.recycle.settings import RecycleConfig
+from moe.recycle.structure import not_as_transformers
 from moe.recycle.verify import Verdict, verdict_lines, verify
 from moe.recycle.writer import draft_of
 
@@ -577,23 +581,48 @@ def test_a_config_that_was_changed_is_named(sources, tmp_path):
     assert "num_experts_per_tok=2; it should be 4" in verified(sources["olmoe"], target).problems[0]
 
 
-def test_a_layer_that_memory_does_not_hold_by_single_experts_is_not_run_and_that_is_said(sources, tmp_path):
+def test_what_memory_does_not_hold_is_not_looked_at_and_that_is_said(sources, tmp_path, monkeypatch):
     target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
     verdict = verified(sources["olmoe"], target, memory_limit=1)
     assert verdict.holds
     assert verdict.function is None
+    assert "Python, torch and transformers take memory_limit=" in verdict.skipped[0]
+    monkeypatch.setattr(Layerwise, "least_bytes", 1 << 50)
+    verdict = verified(sources["olmoe"], target)
+    assert verdict.fits_class
+    assert verdict.function is None
     assert "a layer with one expert at a time, in fp32, takes memory_limit=" in verdict.skipped[0]
+    assert f"memory: at most {verdict.peak_bytes >> 20} MiB" in verdict_lines(verdict)
 
 
-def test_as_many_experts_are_held_as_there_is_room_for(sources):
-    source = open_checkpoint(sources["deepseek_v3"])
-    whole = Layerwise(source)
-    assert [whole.experts_at_once(layer) for layer in range(3)] == [4, 4, 4]
-    least = Layerwise(source, whole.least_bytes)
-    assert [least.experts_at_once(layer) for layer in (1, 2)] == [1, 1]
-    expert = 12 * 3 * 32 * 24
-    two = Layerwise(source, whole.least_bytes + expert)
-    assert [two.experts_at_once(layer) for layer in (1, 2)] == [2, 2]
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_grown_checkpoint_has_the_tensors_of_transformers_class(sources, tmp_path, name):
+    target = grown(sources[name], tmp_path / "grown", method="interposition", width_method="duplicate")
+    assert list(not_as_transformers(open_checkpoint(target))) == []
+
+
+def test_a_tensor_that_the_source_lacks_already_is_missed_in_transformers_class(tmp_path):
+    """The plan has it as little as the source, so that target and plan agree."""
+    source = checkpoints.make(tmp_path / "source", "qwen3_moe")
+    tensors = tensors_of(source)
+    tensors.pop("model.layers.1.self_attn.q_norm.weight")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:60]
+    checkpoints.rewrite(source, tensors)
+    verdict = verified(source, grown(source, tmp_path / "grown", method="interposition"))
+    assert not verdict.fits_class
+    assert verdict.problems == [
+        "transformers' class has, and target lacks, 2 tensors: model.layers.2.self_attn.q_norm.weight, "
+        "model.layers.3.self_attn.q_norm.weight",
+        "lm_head.weight is (60, 32); transformers' class has (64, 32)",
+    ]
+
+
+def test_as_many_experts_are_held_as_there_is_room_for(tmp_path):
+    source = open_checkpoint(checkpoints.make(tmp_path / "source", "olmoe", num_experts=16))
+    least, expert = Layerwise(source).least_bytes, 12 * 3 * 32 * 24
+    for room, held in ((None, 16), (least, 1), (least + expert, 2), (least + 4 * expert - 1, 4)):
+        layerwise = Layerwise(source) if room is None else Layerwise(source, room)
+        assert [layerwise.experts_at_once(layer) for layer in range(3)] == [held] * 3
 
 
 LARGE = """
@@ -739,6 +768,25 @@ def test_the_papers_17b_becomes_its_35b_and_70b(tmp_path):
     assert plans[1].after.num_bytes == 2 * plans[1].after.total_params
 
 
+def test_the_predicted_time_is_that_of_what_is_hashed_written_and_changed(sources):
+    source = open_checkpoint(sources["mixtral"])
+    wide = Operator(width_method=WidthMethod.DUPLICATE, width_factor=2, noise_scale=0.01, seed=0)
+    plan = make_plan(source, wide)
+    hashed, written, changed_ones = (
+        predicted_seconds(plan, Speeds(hash_s=h, write_s=w, change_s=c), threads=1)
+        for h, w, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    )
+    assert hashed == (sources["mixtral"] / "model.safetensors").stat().st_size
+    assert written == plan.after.num_bytes
+    assert changed_ones == 3 * (4 * 3 * 32 * 24 + 4 * 32)  # a copy of each expert and of its router's row
+    speeds = measured_speeds()
+    assert min(speeds.hash_s, speeds.write_s, speeds.change_s) > 0
+    assert predicted_seconds(plan, speeds, 2) == predicted_seconds(plan, speeds, 1) / 2
+    assert "time to write: 4 s on 2 cores of its own, if the disk takes" in "\n".join(
+        plan_lines(plan, 4.0, 2)
+    )
+
+
 def test_every_target_is_covered_by_its_pieces(sources):
     for name, folder in sources.items():
         for method in set(WidthMethod) - {WidthMethod.TOP_K_ONLY}:
@@ -816,6 +864,18 @@ def test_a_missing_file_is_named(broken):
             "model.safetensors has a damaged safetensors header",
         ),
         (lambda content: b"\xff" * 8 + content[8:], "model.safetensors has no safetensors header"),
+        (
+            lambda content: content.replace(b'"data_offsets"', b'"data_0ffsets"', 1),
+            "model.safetensors has a damaged safetensors header",
+        ),
+        (
+            lambda content: content.replace(b'"shape":[24,32]', b'"shape":[23,32]', 1),
+            "model.safetensors has a damaged safetensors header",
+        ),
+        (
+            lambda content: struct.pack("<Q", 2) + b"[]" + content,
+            "model.safetensors has a damaged safetensors header",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(broken, damage, match):

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import ctypes
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ _ROUTERS = ("mlp.gate", "mlp.router", "block_sparse_moe.gate", "block_sparse_moe
 _OF_ROUTER = (Role.ROUTER, Role.ROUTER_BIAS, Role.SELECTION_BIAS)
 _WEIGHTS = 1 << 22  # of a vocabulary at a time
 _BYTES_A_WEIGHT = 12  # three in fp32: its file's pages, itself, and what fusing experts holds beside it
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
 
 
 class Layerwise:
@@ -48,12 +50,14 @@ class Layerwise:
     @property
     def least_bytes(self) -> int:
         """The least `room` in which every layer runs."""
-        return max(self._bytes(layer, 1) for layer in range(self.num_layers))
+        ways = (1, self.num_experts)
+        return max(min(self._bytes(layer, way) for way in ways) for layer in range(self.num_layers))
 
     def experts_at_once(self, layer: int) -> int:
         """How many experts of a layer are held together; all of them where the layer fits."""
-        fit = [n for n in range(1, self.num_experts + 1) if self._bytes(layer, n) <= self.room]
-        return fit[-1] if fit else 1
+        return max(
+            (n for n in range(1, self.num_experts + 1) if self._bytes(layer, n) <= self.room), default=1
+        )
 
     def hidden(self, tokens_BT: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """After each layer the residual stream [B, T, D], before the final norm, and the experts that the
@@ -72,7 +76,7 @@ class Layerwise:
             with torch.no_grad():
                 x_BTD = network.model(inputs_embeds=x_BTD, use_cache=False).last_hidden_state
             yield x_BTD, self._chosen(layer, seen[0]) if seen else None
-            del network, module
+            _free(network)
 
     def logits(self, x_BTD: Tensor) -> Iterator[Tensor]:
         """Logits [B·T, some of V] of a final residual stream, the vocabulary in parts."""
@@ -119,7 +123,11 @@ class Layerwise:
         keys["num_experts_per_tok"] = min(len(own), int(config["num_experts_per_tok"]))
         if self.architecture.groups:
             keys |= {"n_group": 1, "topk_group": 1}
-        return _router(self._loaded(layer, list(self._targets(layer, own)), keys))[0].experts
+        network = self._loaded(layer, list(self._targets(layer, own)), keys)
+        block, _ = _router(network)
+        experts, block.experts = block.experts, nn.Identity()
+        _free(network)
+        return experts
 
     def _targets(self, layer: int, own: range) -> Iterator[Target]:
         """A layer's tensors as those of layer 0, with some of its experts."""
@@ -218,8 +226,18 @@ class _Groups(nn.Module):
             token, slot = torch.where((choices_Nk >= own.start) & (choices_Nk < own.stop))
             if len(token):
                 choices, weights = (tensor[token, slot].unsqueeze(1) for tensor in (choices_Nk, weights_Nk))
-                out_ND.index_add_(0, token, self.load(own)(x_ND[token], choices - first, weights))
+                experts = self.load(own)
+                out_ND.index_add_(0, token, experts(x_ND[token], choices - first, weights))
+                _free(experts)
         return out_ND.view_as(x)
+
+
+def _free(module: nn.Module) -> None:
+    """Gives its weights back to the system, whoever still refers to it: models do so in circles."""
+    for parameter in module.parameters():
+        parameter.data = torch.empty(0)
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def _of_experts(place: Place) -> bool:
