@@ -25,6 +25,7 @@ _AT_ONCE = 8 << 20  # bytes compared
 _NOISY_BLOCKS = 64  # recomputed
 _ROUNDING = 1e-4  # of the largest logit: what a growth that is exact may differ by
 _BATCH, _LENGTH = 4, 64
+_WARM_BYTES = 48 << 20  # what the first layer loads for good: code, threads' own stores
 _TRANSFORMERS_BYTES = 192 << 20  # of its code, measured with 5.24
 
 
@@ -200,7 +201,7 @@ def _may_use_transformers(memory_limit: int, verdict: Verdict) -> bool:
 def _function(plan: Plan, grown: Checkpoint, memory_limit: int, seed: int, verdict: Verdict) -> None:
     """Source and target on the same tokens, layer by layer, as far as memory goes."""
     importlib.import_module("transformers.models.auto.modeling_auto")  # before memory is looked at
-    now = memory_bytes()
+    now = memory_bytes() + _WARM_BYTES
     models = [Layerwise(checkpoint, memory_limit - now) for checkpoint in (plan.source, grown)]
     needed = now + max(model.least_bytes for model in models)
     if needed > memory_limit:
