@@ -15,6 +15,7 @@ from moe.recycle.interchange import export_lines
 from moe.recycle.lineage import lines, read_lineage
 from moe.recycle.norms import COLUMNS, norm_rows, seams_of
 from moe.recycle.plan_text import plan_lines
+from moe.recycle.prediction import measured_speeds, predicted_seconds
 from moe.recycle.run import Grown, grow, planned, within
 from moe.recycle.settings import RecycleConfig, Task, num_bytes
 from moe.recycle.verify import verdict_lines, verify
@@ -45,14 +46,19 @@ def recycle(config: RecycleConfig) -> None:
         case Task.EXPORT:
             print(export_lines(config.source, config.target))
         case Task.GROW if config.plan == "only":
-            print("\n".join(plan_lines(planned(config))))
+            print("\n".join(_plan_lines(config)))
         case Task.GROW:
             _grow(config)
 
 
+def _plan_lines(config: RecycleConfig) -> list[str]:
+    plan, threads = planned(config), config.num_threads
+    return plan_lines(plan, predicted_seconds(plan, measured_speeds(), threads), threads)
+
+
 def _grow(config: RecycleConfig) -> None:
     console = Console(stderr=True)
-    print("\n".join(plan_lines(planned(config))))
+    print("\n".join(_plan_lines(config)))
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("writing")
         grown = grow(config, lambda done, total: bar.update(task, completed=done, total=total))

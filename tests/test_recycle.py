@@ -8,6 +8,11 @@ import json
 import os
 import re
 import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import checkpoints
@@ -26,8 +31,11 @@ from moe.recycle.checkpoint import Reader, open_checkpoint
 from moe.recycle.layerwise import Layerwise
 from moe.recycle.norms import COLUMNS, norm_rows, seams_of
 from moe.recycle.plan import Change, make_plan
+from moe.recycle.plan_text import plan_lines
+from moe.recycle.prediction import Speeds, measured_speeds, predicted_seconds
 from moe.recycle.run import grow, planned
 from moe.recycle.settings import RecycleConfig
+from moe.recycle.structure import not_as_transformers
 from moe.recycle.verify import Verdict, verdict_lines, verify
 from moe.recycle.writer import draft_of
 
@@ -297,6 +305,77 @@ def test_copies_are_the_same_where_the_kernel_does_not_copy_between_files(
     ) == bytes_of(whole)
 
 
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": 0.1},
+        {"new": 2.0, "scale": 0.5},
+        {"dropped": 0.5, "units": "u"},
+        {"noise": 0.1, "part": (1, 2)},
+        {"scale": 0.0},
+    ],
+    ids=" ".join,
+)
+def test_a_block_that_gives_its_place_becomes_what_it_would_have_become(layout, change):
+    block = torch.randn(60, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    change = Change(layout=layout, key="x", **change)
+    expected = changed(block, change, seed=0)
+    given = block.clone()
+    found = changed(given, change, seed=0, in_place=True)
+    assert torch.equal(found, expected)
+    if change.part is None:
+        assert found.data_ptr() == given.data_ptr()
+
+
+def test_a_thread_reads_every_block_to_the_same_place(sources):
+    source, reader = open_checkpoint(sources["mixtral"]), Reader()
+    space = memoryview(bytearray(1 << 20))
+    matrices = [stored for name, stored in source.tensors.items() if "experts" in name]
+    places = {reader.own_block(stored, None, space).data_ptr() for stored in matrices}
+    assert len(places) == 1
+    assert torch.equal(reader.own_block(matrices[0], None, space), reader.own_block(matrices[0]))
+    reader.close()
+
+
+def test_a_file_goes_to_the_disk_while_the_next_is_written(sources, tmp_path, monkeypatch):
+    """The disk of the first file waits here for bytes of the second."""
+    second, sync, waited = threading.Event(), os.fsync, []
+
+    def fsync(file: int) -> None:
+        if not waited and os.fstat(file).st_size > 50_000:
+            waited.append(second.wait(30))
+        sync(file)
+
+    def progress(done: int, total: int) -> None:
+        if done > 60_000:
+            second.set()
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    config = asked(sources["mixtral"], tmp_path / "grown", shard_size="60KB", **ORTHOGONAL)
+    assert grow(config, progress).written.num_shards > 2
+    assert waited == [True]
+
+
+def test_a_disk_that_fails_at_the_end_leaves_nothing_that_counts(sources, tmp_path, monkeypatch):
+    config = asked(sources["mixtral"], tmp_path / "grown", shard_size="60KB", **ORTHOGONAL)
+    sync = os.fsync
+
+    def fsync(file: int) -> None:
+        if os.fstat(file).st_size > 50_000:
+            raise OSError(errno.EIO, "broken")
+        sync(file)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fsync)
+        with pytest.raises(OSError, match="broken"):
+            grow(config)
+    assert not Path(config.target).exists()
+    assert not list(draft_of(Path(config.target)).glob("*.safetensors"))
+    whole = grown(sources["mixtral"], tmp_path / "whole", shard_size="60KB", **ORTHOGONAL)
+    assert bytes_of(grow(config).target) == bytes_of(whole)
+
+
 def test_a_disk_that_fails_to_copy_is_not_read_around(sources, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.EIO, "broken")
@@ -334,6 +413,51 @@ def test_a_growth_stopped_anywhere_goes_on_and_ends_with_the_same_bytes(sources,
     assert bytes_of(Path(config.target)) == bytes_of(whole)
     assert all((Path(config.target) / name).stat().st_mtime_ns == at for name, at in done.items())
     assert not draft_of(Path(config.target)).exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from test_recycle import ORTHOGONAL, asked, grow
+
+def kill(done, total):
+    if done > {share} * total:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+grow(asked(Path({source!r}), Path({target!r}), shard_size="60KB", **ORTHOGONAL), kill)
+"""
+
+
+def test_a_growth_killed_in_the_middle_goes_on_and_ends_with_the_same_bytes(sources, tmp_path):
+    whole = grown(sources["mixtral"], tmp_path / "whole", shard_size="60KB", **ORTHOGONAL)
+    target, tests = tmp_path / "killed", str(Path(__file__).parent)
+    program = KILLED.format(tests=tests, share=0.6, source=str(sources["mixtral"]), target=str(target))
+    killed = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not target.exists()
+    written = grow(asked(sources["mixtral"], target, shard_size="60KB", **ORTHOGONAL)).written
+    assert 0 < written.num_shards < len(list(whole.glob("*.safetensors")))
+    assert bytes_of(target) == bytes_of(whole)
+
+
+@pytest.mark.parametrize("moment", ["rename", "unlink"])
+def test_a_growth_stopped_at_its_very_end_is_whole_after_the_next_call(
+    sources, tmp_path, monkeypatch, moment
+):
+    whole = grown(sources["mixtral"], tmp_path / "whole", **ORTHOGONAL)
+    config = asked(sources["mixtral"], tmp_path / "stopped", **ORTHOGONAL)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(*((os, "rename") if moment == "rename" else (Path, "unlink")), stop)
+        with pytest.raises(KeyboardInterrupt):
+            grow(config)
+    again = grow(config).written
+    assert again is None if moment == "unlink" else again.num_shards == 0
+    assert bytes_of(Path(config.target)) == bytes_of(whole)
 
 
 def test_a_growth_that_is_stopped_does_not_wait_for_the_digests_of_its_source(sources, tmp_path, monkeypatch):
@@ -382,6 +506,18 @@ def test_the_function_is_what_transformers_computes_at_once(sources, name):
     *_, (last, _) = layerwise.hidden(tokens)
     found = torch.cat(list(layerwise.logits(last)), 1)
     torch.testing.assert_close(found, logits(load(sources[name])).flatten(0, 1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_experts_that_are_run_in_groups_compute_what_all_do_at_once(sources, name, monkeypatch):
+    """Three of four leave a group of one; group limits, shared experts and biases among what is run."""
+    source = open_checkpoint(sources[name])
+    monkeypatch.setattr(Layerwise, "experts_at_once", lambda self, layer: 3)
+    tokens = torch.randint(3, 64, (2, 24), generator=torch.Generator().manual_seed(1))
+    layerwise = Layerwise(source)
+    *_, (last, _) = layerwise.hidden(tokens)
+    found = torch.cat(list(layerwise.logits(last)), 1)
+    torch.testing.assert_close(found, logits(load(sources[name])).flatten(0, 1), rtol=0, atol=1e-5)
 
 
 def verified(source: Path, target: Path, memory_limit: int = 4 << 30) -> Verdict:
@@ -445,12 +581,86 @@ def test_a_config_that_was_changed_is_named(sources, tmp_path):
     assert "num_experts_per_tok=2; it should be 4" in verified(sources["olmoe"], target).problems[0]
 
 
-def test_a_layer_that_memory_does_not_hold_is_not_run_and_that_is_said(sources, tmp_path):
+def test_what_memory_does_not_hold_is_not_looked_at_and_that_is_said(sources, tmp_path, monkeypatch):
     target = grown(sources["olmoe"], tmp_path / "grown", width_method="duplicate")
     verdict = verified(sources["olmoe"], target, memory_limit=1)
     assert verdict.holds
     assert verdict.function is None
-    assert "a layer in fp32 takes memory_limit=" in verdict.skipped[0]
+    assert "Python, torch and transformers take memory_limit=" in verdict.skipped[0]
+    monkeypatch.setattr(Layerwise, "least_bytes", 1 << 50)
+    verdict = verified(sources["olmoe"], target)
+    assert verdict.fits_class
+    assert verdict.function is None
+    assert "a layer with one expert at a time, in fp32, takes memory_limit=" in verdict.skipped[0]
+    assert f"memory: at most {verdict.peak_bytes >> 20} MiB" in verdict_lines(verdict)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_grown_checkpoint_has_the_tensors_of_transformers_class(sources, tmp_path, name):
+    target = grown(sources[name], tmp_path / "grown", method="interposition", width_method="duplicate")
+    assert list(not_as_transformers(open_checkpoint(target))) == []
+
+
+def test_a_tensor_that_the_source_lacks_already_is_missed_in_transformers_class(tmp_path):
+    """The plan has it as little as the source, so that target and plan agree."""
+    source = checkpoints.make(tmp_path / "source", "qwen3_moe")
+    tensors = tensors_of(source)
+    tensors.pop("model.layers.1.self_attn.q_norm.weight")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:60]
+    checkpoints.rewrite(source, tensors)
+    verdict = verified(source, grown(source, tmp_path / "grown", method="interposition"))
+    assert not verdict.fits_class
+    assert verdict.problems == [
+        "transformers' class has, and target lacks, 2 tensors: model.layers.2.self_attn.q_norm.weight, "
+        "model.layers.3.self_attn.q_norm.weight",
+        "lm_head.weight is (60, 32); transformers' class has (64, 32)",
+    ]
+
+
+def test_as_many_experts_are_held_as_there_is_room_for(tmp_path):
+    source = open_checkpoint(checkpoints.make(tmp_path / "source", "olmoe", num_experts=16))
+    least, expert = Layerwise(source).least_bytes, 16 * 3 * 32 * 24
+    for room, held in ((None, 16), (least, 1), (least + expert, 2), (least + 4 * expert - 1, 4)):
+        layerwise = Layerwise(source) if room is None else Layerwise(source, room)
+        assert [layerwise.experts_at_once(layer) for layer in range(3)] == [held] * 3
+
+
+LARGE = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+import torch
+torch.set_num_threads(1)
+from moe.recycle.layerwise import Layerwise
+from moe.recycle.verify import verify
+from moe.recycle.writer import peak_bytes
+
+held = Layerwise.experts_at_once
+seen = set()
+Layerwise.experts_at_once = lambda self, layer: seen.add(held(self, layer)) or held(self, layer)
+verdict = verify(Path({source!r}), Path({target!r}), memory_limit={limit})
+print(verdict.holds, verdict.function is not None, max(seen), peak_bytes())
+"""
+
+
+def test_the_function_of_a_layer_larger_than_the_limit_is_looked_at_within_it(tmp_path):
+    """A layer of 128 experts takes 1.5 GiB to load; 600 MiB hold Python, torch and transformers too."""
+    sizes = {"hidden_size": 512, "moe_intermediate_size": 512, "num_experts": 64, "num_hidden_layers": 1}
+    source = checkpoints.make(tmp_path / "source", "qwen3_moe", dtype="bfloat16", **sizes)
+    target = grown(source, tmp_path / "target", width_method="duplicate")
+    tests, limit = str(Path(__file__).parent), 600 << 20
+    program = LARGE.format(tests=tests, source=str(source), target=str(target), limit=limit)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[1],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    holds, looked_at, most, peak = done.stdout.split()
+    assert (holds, looked_at) == ("True", "True")
+    assert int(most) < 64
+    assert int(peak) <= limit
 
 
 def test_a_folder_that_was_not_grown_or_not_from_this_source_is_refused(sources, tmp_path):
@@ -558,6 +768,25 @@ def test_the_papers_17b_becomes_its_35b_and_70b(tmp_path):
     assert plans[1].after.num_bytes == 2 * plans[1].after.total_params
 
 
+def test_the_predicted_time_is_that_of_what_is_hashed_written_and_changed(sources):
+    source = open_checkpoint(sources["mixtral"])
+    wide = Operator(width_method=WidthMethod.DUPLICATE, width_factor=2, noise_scale=0.01, seed=0)
+    plan = make_plan(source, wide)
+    hashed, written, changed_ones = (
+        predicted_seconds(plan, Speeds(hash_s=h, write_s=w, change_s=c), threads=1)
+        for h, w, c in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    )
+    assert hashed == (sources["mixtral"] / "model.safetensors").stat().st_size
+    assert written == plan.after.num_bytes
+    assert changed_ones == 3 * (4 * 3 * 32 * 24 + 4 * 32)  # a copy of each expert and of its router's row
+    speeds = measured_speeds()
+    assert min(speeds.hash_s, speeds.write_s, speeds.change_s) > 0
+    assert predicted_seconds(plan, speeds, 2) == predicted_seconds(plan, speeds, 1) / 2
+    assert "time to write: 4 s on 2 cores of its own, if the disk takes" in "\n".join(
+        plan_lines(plan, 4.0, 2)
+    )
+
+
 def test_every_target_is_covered_by_its_pieces(sources):
     for name, folder in sources.items():
         for method in set(WidthMethod) - {WidthMethod.TOP_K_ONLY}:
@@ -635,6 +864,18 @@ def test_a_missing_file_is_named(broken):
             "model.safetensors has a damaged safetensors header",
         ),
         (lambda content: b"\xff" * 8 + content[8:], "model.safetensors has no safetensors header"),
+        (
+            lambda content: content.replace(b'"data_offsets"', b'"data_0ffsets"', 1),
+            "model.safetensors has a damaged safetensors header",
+        ),
+        (
+            lambda content: content.replace(b'"shape":[24,32]', b'"shape":[23,32]', 1),
+            "model.safetensors has a damaged safetensors header",
+        ),
+        (
+            lambda content: struct.pack("<Q", 2) + b"[]" + content,
+            "model.safetensors has a damaged safetensors header",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(broken, damage, match):

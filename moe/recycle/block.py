@@ -1,35 +1,47 @@
 """One block of a grown checkpoint, as numbers: a source's, cut, with noise, drawn anew, scaled.
 
-Work is done in fp32 on 2¹⁷ numbers at a time, which stay in the processor's cache: a block takes the memory
-of itself and of what becomes of it, in its own type.
+Work is done in fp32 on some numbers at a time, which stay in the processor's cache, in memory that a thread
+keeps: a block takes the memory of itself and, unless its place is taken, of what becomes of it.
 """
 
 import math
 from collections.abc import Iterator
 from functools import cache
+from threading import local
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from moe.recycle.architecture import Layout
 from moe.recycle.plan import Change
 from moe.seeds import derive_seed
 
-_CHUNK = 1 << 17  # numbers
+_CHUNK = 1 << 17  # numbers, a multiple of 4: a draw has 64 bits
 CHUNK_BYTES = 32 * _CHUNK  # what a thread needs beside its blocks: numbers, draws, their indices
 
 
-def changed(block: Tensor, change: Change, seed: int) -> Tensor:
-    """`block` (one expert's or one tensor's) after `change`, in its own type; it stays as it was.
+class _Space(local):
+    """What a thread works in, made once: fresh memory costs as much as the work on it."""
 
-    What is drawn depends on (`seed`, the change's key) alone, not on order, threads, shards or machine.
+    def __init__(self) -> None:
+        self.numbers, self.drawn = torch.empty(_CHUNK), torch.empty(_CHUNK)
+        self.indices = np.empty(_CHUNK, np.int32)
+
+
+_SPACE = _Space()
+
+
+def changed(block: Tensor, change: Change, seed: int, *, in_place: bool = False) -> Tensor:
+    """`block` (one expert's or one tensor's) after `change`, in its own type.
+
+    It stays as it was, or is where the result is kept if `in_place`. What is drawn depends on (`seed`, the
+    change's key) alone, not on order, threads, shards or machine.
     """
     block = _part(block, change)
     if change.scale == 0.0:
-        return torch.zeros_like(block)
-    out = torch.empty_like(block, memory_format=torch.contiguous_format)
+        return block.zero_() if in_place else torch.zeros_like(block)
+    out = block if in_place else torch.empty_like(block, memory_format=torch.contiguous_format)
     source, target = block.reshape(-1), out.view(-1)
     if change.new is not None:
         new, drawn = _Normals(seed, "new", change.key), torch.empty(len(source))
@@ -40,7 +52,7 @@ def changed(block: Tensor, change: Change, seed: int) -> Tensor:
     dropped = _dropped(block, change, seed) if change.dropped else None
     noise, instead = (_Normals(seed, name, change.key) for name in ("noise", "dropped"))
     for half, begin, end in _chunks(block, change):
-        numbers = source[begin:end].to(torch.float32, copy=True)
+        numbers = _SPACE.numbers[: end - begin].copy_(source[begin:end])
         if change.noise:
             numbers += _times(noise.draw(end - begin), change.noise, sigma[half])
         if dropped is not None:
@@ -60,11 +72,11 @@ def _chunks(block: Tensor, change: Change) -> Iterator[tuple[int, int, int]]:
 
 
 @cache
-def _quantiles() -> NDArray[np.float32]:
+def _quantiles() -> Tensor:
     """N(0, 1) as 2¹⁶ numbers that are equally likely, of variance 1; the largest is 4.2."""
     middles = (torch.arange(1 << 16, dtype=torch.float64) + 0.5) / (1 << 16)
     normal = torch.special.ndtri(middles)
-    return (normal / normal.square().mean().sqrt()).float().numpy()
+    return (normal / normal.square().mean().sqrt()).float()
 
 
 class _Normals:
@@ -78,10 +90,11 @@ class _Normals:
         self._bits = np.random.SFC64(derive_seed(seed, *names))
 
     def draw(self, count: int) -> Tensor:
+        """At most `_CHUNK` numbers; they hold until this thread draws again."""
         bits = self._bits.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
-        out = np.empty(count, np.float32)
-        _quantiles().take(bits, out=out, mode="clip")
-        return torch.from_numpy(out)
+        indices, out = _SPACE.indices[:count], _SPACE.drawn[:count]
+        np.copyto(indices, bits)
+        return torch.index_select(_quantiles(), 0, torch.from_numpy(indices), out=out)
 
 
 def _times(numbers: Tensor, factor: float, sigmas: list[float]) -> Tensor:
@@ -115,7 +128,8 @@ def _sigma(flat: Tensor, block: Tensor, change: Change) -> dict[int, list[float]
     moments: dict[tuple[int, int], tuple[int, float, float]] = {}
     for half, begin, end in _chunks(block, change):
         for turn in range(num_turns):
-            numbers = flat[begin + turn : end : num_turns].to(torch.float32, copy=True)
+            own = flat[begin + turn : end : num_turns]
+            numbers = _SPACE.numbers[: len(own)].copy_(own)
             mean, before = float(numbers.mean()), moments.get((half, turn), (0, 0.0, 0.0))
             numbers.sub_(mean)
             total, apart = before[0] + len(numbers), mean - before[1]

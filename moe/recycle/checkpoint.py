@@ -112,17 +112,27 @@ def _header(path: Path) -> Iterator[Stored]:
         check(0 < length <= min(size - 8, _MAX_HEADER), f"{path} has no safetensors header; fetch it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+            entries = [
+                _stored(path, 8 + length, *item) for item in header.items() if item[0] != "__metadata__"
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{path} has a damaged safetensors header; fetch it again") from None
-    base = 8 + length
-    header.pop("__metadata__", None)
-    for name, entry in header.items():
-        begin, end = (base + offset for offset in entry["data_offsets"])
+    for stored in entries:
         check(
-            end <= size,
-            f"{path} is cut short: {name} ends at byte {end} of {size}; fetch it again",
+            stored.end <= size,
+            f"{path} is cut short: {stored.name} ends at byte {stored.end} of {size}; fetch it again",
         )
-        yield Stored(name, entry["dtype"], tuple(entry["shape"]), path, begin, end)
+        yield stored
+
+
+def _stored(path: Path, base: int, name: str, entry: Mapping[str, Any]) -> Stored:
+    """One entry of a header. ValueError, TypeError or KeyError for one that is none."""
+    begin, end = (base + int(offset) for offset in entry["data_offsets"])
+    dtype, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
+    size = prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else end - begin
+    if not base <= begin <= end or size != end - begin:
+        raise ValueError
+    return Stored(name, dtype, shape, path, begin, end)
 
 
 def _copy_range(source: int, target: int, size: int, begin: int, place: int) -> int:
@@ -146,11 +156,11 @@ class Reader:
         """The tensor, or its `index`-th slice along the first axis, in fp32."""
         return self.own_block(stored, index).float()
 
-    def own_block(self, stored: Stored, index: int | None = None) -> Tensor:
-        """The same in the type that it is stored in."""
+    def own_block(self, stored: Stored, index: int | None = None, space: memoryview | None = None) -> Tensor:
+        """The same in the type that it is stored in; its numbers lie in `space`, if that is given."""
         shape = stored.shape if index is None else stored.shape[1:]
         size = prod(shape) * stored.itemsize
-        content = self.content(stored, (index or 0) * size, size)
+        content = self.content(stored, (index or 0) * size, size, space)
         return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(shape)
 
     def rows(self, stored: Stored, first: int, last: int) -> Tensor:
@@ -159,9 +169,11 @@ class Reader:
         content = self.content(stored, first * row, (last - first) * row)
         return torch.frombuffer(content, dtype=DTYPES[stored.dtype]).view(-1, *stored.shape[1:]).float()
 
-    def content(self, stored: Stored, first: int, size: int) -> bytearray:
-        """`size` bytes of a tensor from its byte `first` on."""
-        content = bytearray(size)
+    def content(
+        self, stored: Stored, first: int, size: int, space: memoryview | None = None
+    ) -> bytearray | memoryview:
+        """`size` bytes of a tensor from its byte `first` on, in the first of `space`, if that is given."""
+        content = bytearray(size) if space is None else space[:size]
         view, place = memoryview(content), stored.begin + first
         while view:
             count = os.preadv(self._file(stored.path), [view], place)

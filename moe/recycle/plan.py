@@ -258,7 +258,7 @@ class _Grower:
             for c in range(self.m):
                 number = c * num_experts + place.expert
                 name = prefix + place.rest.replace(f"experts.{place.expert}.", f"experts.{number}.", 1)
-                shape = _split_shape(stored.shape, place.pattern.layout, self.m) if split else stored.shape
+                shape = split_shape(stored.shape, place.pattern.layout, self.m) if split else stored.shape
                 yield Target(
                     name, stored.dtype, shape, (Piece(stored, change=changed(c, place.expert, name)),)
                 )
@@ -272,7 +272,7 @@ class _Grower:
                 pieces += [Piece(stored, expert, change=change) for expert, change in enumerate(own)]
         shape = stored.shape[1:]
         if split and role is not Role.EXPERT_OUT_BIAS:
-            shape = _split_shape(shape, place.pattern.layout, self.m)
+            shape = split_shape(shape, place.pattern.layout, self.m)
         yield Target(name, stored.dtype, (self.m * num_experts, *shape), tuple(pieces))
 
     def _copied(self, role: Role, base: Change, c: int, units: str) -> Change:
@@ -312,7 +312,7 @@ def _is_router(place: Place) -> bool:
     return place.pattern.role in _OF_ROUTER
 
 
-def _split_shape(shape: tuple[int, ...], layout: Layout, m: int) -> tuple[int, ...]:
+def split_shape(shape: tuple[int, ...], layout: Layout, m: int) -> tuple[int, ...]:
     """Of one expert's block, for one of m parts of its hidden units."""
     axis = {Layout.ROWS: 0, Layout.ROW_HALVES: 0}.get(layout, len(shape) - 1)
     return tuple(size // m if nth == axis else size for nth, size in enumerate(shape))

@@ -10,8 +10,8 @@ _EXACTNESS = {
 }
 
 
-def plan_lines(plan: Plan) -> list[str]:
-    """What growing would give; everything here is from headers."""
+def plan_lines(plan: Plan, seconds: float, threads: int) -> list[str]:
+    """What growing would give, and take: `seconds` on so many cores; everything here is from headers."""
     rows = [("", "before", "after"), *_rows(plan.before, plan.after)]
     width = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [
@@ -25,6 +25,8 @@ def plan_lines(plan: Plan) -> list[str]:
     return [
         f"{plan.architecture.model_type}, {label}",
         *table,
+        f"time to write: {seconds:.2g} s on {threads} cores of its own, if the disk takes "
+        f"{plan.after.num_bytes / 1e6 / max(seconds, 1e-9):.0f} MB/s",
         f"function: {plan.exactness.value} ({_EXACTNESS[plan.exactness.value]})",
         "config.json:",
         *changes,

@@ -16,7 +16,7 @@ from moe.recycle.lineage import card_of, chained, entry_of, growths_of, identity
 from moe.recycle.plan import Plan, make_plan
 from moe.recycle.settings import RecycleConfig, num_bytes
 from moe.recycle.shards import Shard, shards_of
-from moe.recycle.writer import Written, digest_of, draft_of, finish, threads_within, write
+from moe.recycle.writer import JOURNAL, Written, digest_of, draft_of, finish, threads_within, write
 
 _SPARE_BYTES = 64 << 20  # of a disk: config, tokenizer, journal
 
@@ -56,6 +56,7 @@ def grow(config: RecycleConfig, progress: Callable[[int, int], None] = lambda do
     shards = shards_of(plan.targets, shard_bytes, metadata_of(entry))
     if target.exists():
         _check_same(target, plan, entry)
+        (target / JOURNAL).unlink(missing_ok=True)  # of a call that was killed at its very end
         return Grown(plan=plan, target=target, written=None, seconds=0.0)
     _check_room(target, shards)
     limit = num_bytes("memory_limit", config.memory_limit)

@@ -1,9 +1,11 @@
 """Is a grown checkpoint what it says: its structure, the bytes of its copies, its noise, its function."""
 
+import importlib
 import importlib.util
-import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -16,12 +18,15 @@ from moe.recycle.checkpoint import DTYPES, Checkpoint, Reader, open_checkpoint
 from moe.recycle.layerwise import Layerwise
 from moe.recycle.lineage import read_lineage
 from moe.recycle.plan import Piece, Plan, Target, make_plan
-from moe.recycle.writer import memory_bytes
+from moe.recycle.structure import not_as_planned, not_as_transformers
+from moe.recycle.writer import memory_bytes, peak_bytes
 
 _AT_ONCE = 8 << 20  # bytes compared
 _NOISY_BLOCKS = 64  # recomputed
 _ROUNDING = 1e-4  # of the largest logit: what a growth that is exact may differ by
 _BATCH, _LENGTH = 4, 64
+_WARM_BYTES = 48 << 20  # what the first layer loads for good: code, threads' own stores
+_TRANSFORMERS_BYTES = 192 << 20  # of its code, measured with 5.24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +52,12 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     tensors: int = 0
+    fits_class: bool = False  # of transformers
     compared_bytes: int = 0
     noisy_blocks: int = 0
     noise_ratio: float | None = None  # mean of what was added, in units of α·σ
     function: Function | None = None
+    peak_bytes: int = 0  # the most memory that this process ever held
 
     @property
     def holds(self) -> bool:
@@ -78,22 +85,27 @@ def verify(
     )
     verdict, reader = Verdict(exactness=plan.exactness, tensors=len(plan.targets)), Reader()
     progress("structure")
-    verdict.problems += _structure(plan, grown)
+    verdict.problems += not_as_planned(plan, grown)
     if not verdict.problems:
         progress("copies and noise")
         try:
             _contents(plan, grown, reader, int(last.get("seed") or operator.seed or 0), verdict)
         finally:
             reader.close()
-    if not verdict.problems:
-        progress("function")
-        _function(plan, grown, memory_limit, tokens_seed, verdict)
+    if not verdict.problems and _may_use_transformers(memory_limit, verdict):
+        progress("structure and function in transformers")
+        verdict.problems += not_as_transformers(grown)
+        verdict.fits_class = not verdict.problems
+        if verdict.fits_class:
+            _function(plan, grown, memory_limit, tokens_seed, verdict)
+    verdict.peak_bytes = peak_bytes()
     return verdict
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """The verdict in words, one line for each thing that was looked at."""
-    out = [f"structure: {verdict.tensors} tensors as planned"]
+    of_class = ", names and shapes those of transformers' class" if verdict.fits_class else ""
+    out = [f"structure: {verdict.tensors} tensors as planned{of_class}"]
     out.append(f"copies: {verdict.compared_bytes / 1e9:.3g} GB equal to their source, byte by byte")
     if verdict.noisy_blocks:
         ratio = "" if verdict.noise_ratio is None else f"; noise is {verdict.noise_ratio:.3f} of α·σ"
@@ -106,30 +118,9 @@ def verdict_lines(verdict: Verdict) -> list[str]:
             f"is {f.largest_logit:.3g}), KL {f.divergence:.3g} nats{agreement}; promised: {promised}"
         )
     out += [f"not looked at: {what}" for what in verdict.skipped]
+    out.append(f"memory: at most {verdict.peak_bytes >> 20} MiB")
     out += [f"WRONG: {what}" for what in verdict.problems]
     return out if verdict.holds else out[-len(verdict.problems) :]
-
-
-# -- structure -------------------------------------------------------------------------------------------
-
-
-def _structure(plan: Plan, grown: Checkpoint) -> Iterator[str]:
-    """Names, shapes, dtypes and config.json are those of the plan."""
-    planned = {target.name: target for target in plan.targets}
-    for what, names in (
-        ("lacks", planned.keys() - grown.tensors.keys()),
-        ("has, and should not,", grown.tensors.keys() - planned.keys()),
-    ):
-        if names:
-            yield f"target {what} {len(names)} tensors: {', '.join(sorted(names)[:4])}"
-    for name, stored in grown.tensors.items():
-        target = planned.get(name)
-        if target is not None and (stored.shape, stored.dtype) != (target.shape, target.dtype):
-            yield f"{name} is {stored.dtype} {stored.shape}; it should be {target.dtype} {target.shape}"
-    expected = json.loads(json.dumps(plan.config))
-    for key in sorted(expected.keys() | grown.config.keys()):
-        if expected.get(key) != grown.config.get(key):
-            yield f"config.json: {key}={grown.config.get(key)}; it should be {expected.get(key)}"
 
 
 # -- bytes -----------------------------------------------------------------------------------------------
@@ -191,17 +182,33 @@ def _drawn_again(
 # -- function --------------------------------------------------------------------------------------------
 
 
-def _function(plan: Plan, grown: Checkpoint, memory_limit: int, seed: int, verdict: Verdict) -> None:
-    """Source and target on the same tokens, layer by layer, as far as memory and installed libraries go."""
+def _may_use_transformers(memory_limit: int, verdict: Verdict) -> bool:
+    """Whether it is installed, and fits."""
+    what = "names and shapes of transformers' class, and the function"
     if importlib.util.find_spec("transformers") is None:
-        verdict.skipped.append("the function: transformers is not installed (pip install 'regrow[hf]')")
-        return
-    models = [Layerwise(plan.source), Layerwise(grown)]
-    needed = memory_bytes() + max(model.layer_bytes for model in models)
+        verdict.skipped.append(f"{what}: transformers is not installed (pip install 'regrow[hf]')")
+        return False
+    more = 0 if "transformers.modeling_utils" in sys.modules else _TRANSFORMERS_BYTES
+    needed = memory_bytes() + more
     if needed > memory_limit:
         verdict.skipped.append(
-            f"the function: a layer in fp32 takes memory_limit={needed / 2**30:.2g}GiB, and "
-            f"{memory_limit / 2**30:.2g} GiB are allowed"
+            f"{what}: Python, torch and transformers take memory_limit={ceil(needed / 2**20)}MiB, and "
+            f"{memory_limit >> 20} MiB are allowed"
+        )
+    return needed <= memory_limit
+
+
+def _function(plan: Plan, grown: Checkpoint, memory_limit: int, seed: int, verdict: Verdict) -> None:
+    """Source and target on the same tokens, layer by layer, as far as memory goes."""
+    importlib.import_module("transformers.models.auto.modeling_auto")  # before memory is looked at
+    now = memory_bytes() + _WARM_BYTES
+    models = [Layerwise(checkpoint, memory_limit - now) for checkpoint in (plan.source, grown)]
+    needed = now + max(model.least_bytes for model in models)
+    if needed > memory_limit:
+        verdict.skipped.append(
+            f"the function: a layer with one expert at a time, in fp32, takes memory_limit="
+            f"{ceil(needed / 2**20)}MiB, {now >> 20} of them the program, and {memory_limit >> 20} MiB are "
+            "allowed"
         )
         return
     generator = torch.Generator().manual_seed(seed)

@@ -4,11 +4,11 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from threading import Event
+from threading import Event, local
 from typing import Any
 
 import torch
@@ -16,14 +16,14 @@ import torch
 from moe.files import append_lines, read_lines, write_bytes, write_json
 from moe.plain import check
 from moe.recycle.block import CHUNK_BYTES, changed
-from moe.recycle.checkpoint import DTYPES, INDEX, Reader
+from moe.recycle.checkpoint import DTYPES, INDEX, Reader, Stored
 from moe.recycle.plan import Piece, Plan, Target
 from moe.recycle.shards import Shard, index_of
 
 JOURNAL = "journal.jsonl"
 _COPY_BYTES = 8 << 20
 _HASHED_BYTES = 1 << 20
-_COPIES = 3  # of a block: as it was read, the part of it that is taken, what becomes of it
+_FLUSHED_BYTES = 256 << 20  # the disk is given so much at a time, while the rest is worked on
 _WARM_BYTES = 32 << 20  # what the first numbers of a process load: code of torch, threads' own stores
 _NOT_CARRIED = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 _OWN = {"config.json", INDEX, "README.md", "growth.json", ".gitattributes"}
@@ -90,24 +90,18 @@ def write(
     draft = draft_of(target)
     draft.mkdir(parents=True, exist_ok=True)
     done = _begin(draft, identity)
-    written, stop = 0, Event()
-    reader = Reader()
+    to_do = [shard for shard in shards if shard.name not in done]
+    progress(sum(shard.num_bytes for shard in shards if shard.name in done))
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small matrices: threads work on different ones
     try:
-        for shard in shards:
-            if shard.name in done:
-                progress(shard.num_bytes)
-                continue
-            _write_shard(draft, shard, reader, seed, threads, progress, stop)
-            append_lines(draft / JOURNAL, [{"shard": shard.name, "bytes": shard.num_bytes}])
-            written += 1
+        with _Workers(threads, seed, progress) as workers:
+            for shard in to_do:
+                workers.write(draft, shard)
     finally:
-        stop.set()
-        reader.close()
         torch.set_num_threads(torch_threads)
-    num_bytes = sum(shard.num_bytes for shard in shards if shard.name not in done)
-    return Written(num_bytes=num_bytes, num_shards=written, peak_bytes=peak_bytes())
+    num_bytes = sum(shard.num_bytes for shard in to_do)
+    return Written(num_bytes=num_bytes, num_shards=len(to_do), peak_bytes=peak_bytes())
 
 
 def finish(plan: Plan, shards: Sequence[Shard], target: Path, lineage: dict[str, Any], card: str) -> None:
@@ -121,8 +115,8 @@ def finish(plan: Plan, shards: Sequence[Shard], target: Path, lineage: dict[str,
         write_json(draft / INDEX, index_of(shards))
     write_bytes(draft / "README.md", card.encode())
     write_json(draft / "growth.json", lineage)
-    (draft / JOURNAL).unlink()
     os.rename(draft, target)
+    (target / JOURNAL).unlink()
 
 
 def _begin(draft: Path, identity: str) -> set[str]:
@@ -145,35 +139,72 @@ def _begin(draft: Path, identity: str) -> set[str]:
     }
 
 
-def _write_shard(
-    draft: Path,
-    shard: Shard,
-    reader: Reader,
-    seed: int,
-    threads: int,
-    progress: Callable[[int], None],
-    stop: Event,
-) -> None:
-    """One file, under another name until it is whole."""
-    part = draft / f"{shard.name}.part"
-    with part.open("wb") as file:
-        file.truncate(shard.num_bytes)
-        os.pwrite(file.fileno(), shard.header, 0)
+class _Workers:
+    """Threads that write a file while another brings what is written to the disk, that of the file before it
+    too. Leaving waits for the disk; after an exception what is not begun is left out."""
+
+    def __init__(self, threads: int, seed: int, progress: Callable[[int], None]) -> None:
+        self.threads, self.seed, self.progress = threads, seed, progress
+        self.pool, self.disk = ThreadPoolExecutor(threads), ThreadPoolExecutor(1)
+        self.reader, self.stop = Reader(), Event()
+        self.files: set[int] = set()
+        self.landing: list[Future[None]] = []
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.stop.set()
+        self.pool.shutdown()
+        self.disk.shutdown()
+        self.reader.close()
+        for file in self.files:
+            os.close(file)
+        if kind is None:
+            self._landed()
+
+    def write(self, draft: Path, shard: Shard) -> None:
+        """One file, under another name until it is whole; it lands while the next one is written."""
+        file = os.open(draft / _part(shard), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        self.files.add(file)
+        os.ftruncate(file, shard.num_bytes)
+        _write_at(file, 0, memoryview(shard.header))
 
         def work(job: tuple[Target, Piece, int]) -> int:
-            if not stop.is_set():
-                _write_piece(file.fileno(), *job, reader, seed)
+            if not self.stop.is_set():
+                _write_piece(file, *job, self.reader, self.seed)
             return job[1].num_bytes
 
-        with ThreadPoolExecutor(threads) as pool:
-            jobs = shard.jobs()
-            running = {pool.submit(work, job) for job in islice(jobs, 4 * threads)}
-            while running:
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                running |= {pool.submit(work, job) for job in islice(jobs, len(ended))}
-                progress(sum(future.result() for future in ended))
-        os.fsync(file.fileno())
-    os.replace(part, draft / shard.name)
+        jobs, waiting = shard.jobs(), 0
+        running = {self.pool.submit(work, job) for job in islice(jobs, 4 * self.threads)}
+        while running:
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            running |= {self.pool.submit(work, job) for job in islice(jobs, len(ended))}
+            count = sum(future.result() for future in ended)
+            waiting += count
+            if waiting >= _FLUSHED_BYTES:
+                waiting = 0
+                self.landing.append(self.disk.submit(os.fdatasync, file))
+            self.progress(count)
+        self._landed()
+        self.landing.append(self.disk.submit(self._land, draft, shard, file))
+
+    def _land(self, draft: Path, shard: Shard, file: int) -> None:
+        os.fsync(file)
+        self.files.remove(file)
+        os.close(file)
+        os.replace(draft / _part(shard), draft / shard.name)
+        append_lines(draft / JOURNAL, [{"shard": shard.name, "bytes": shard.num_bytes}])
+
+    def _landed(self) -> None:
+        """Waits for the disk; raises what it raised."""
+        for future in self.landing:
+            future.result()
+        self.landing.clear()
+
+
+def _part(shard: Shard) -> str:
+    return f"{shard.name}.part"
 
 
 def write_pieces(path: Path, shard: Shard, reader: Reader) -> None:
@@ -191,7 +222,8 @@ def _write_piece(file: int, target: Target, piece: Piece, place: int, reader: Re
         row = (source.end - source.begin) // (source.shape[0] if piece.index is not None else 1)
         reader.copy_to(file, place, source, (piece.index or 0) * row, piece.num_bytes, _COPY_BYTES)
         return
-    block = changed(reader.own_block(source, piece.index), piece.change, seed)
+    block = reader.own_block(source, piece.index, _SPACE.of(source, piece))
+    block = changed(block, piece.change, seed, in_place=True)
     assert block.dtype == DTYPES[target.dtype], target.name
     _write_at(file, place, block.view(torch.uint8).numpy().data.cast("B"))
 
@@ -202,12 +234,37 @@ def _write_at(file: int, place: int, content: memoryview) -> None:
         content, place = content[count:], place + count
 
 
+class _Space(local):
+    """Where a thread keeps the block that it works on, as large as the largest so far."""
+
+    def __init__(self) -> None:
+        self.content = memoryview(bytearray())
+
+    def of(self, source: Stored, piece: Piece) -> memoryview:
+        size = _numel(piece) * source.itemsize
+        if len(self.content) < size:
+            self.content = memoryview(b"")  # before there is another
+            self.content = memoryview(bytearray(size))
+        return self.content
+
+
+_SPACE = _Space()
+
+
+def _numel(piece: Piece) -> int:
+    """Of the block that a changed piece is made of."""
+    return piece.source.numel // (piece.source.shape[0] if piece.index is not None else 1)
+
+
 def _largest_block(plan: Plan) -> int:
-    """Bytes that one thread needs for the largest block that is changed."""
+    """Bytes that one thread needs for the largest block that is changed; a part of it is a copy."""
     sizes = (
-        piece.source.numel
-        // (piece.source.shape[0] if piece.index is not None else 1)
-        * (_COPIES * piece.source.itemsize + 4 * (piece.change.new is not None) + bool(piece.change.dropped))
+        _numel(piece)
+        * (
+            piece.source.itemsize * (2 if piece.change.part else 1)
+            + 4 * (piece.change.new is not None)
+            + bool(piece.change.dropped)
+        )
         + CHUNK_BYTES
         for target in plan.targets
         for piece in target.pieces
