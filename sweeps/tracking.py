@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def _publish_one(
     earlier = Path(before["folder"]) if before.get("folder") else None
     if before.get("fingerprint") == fingerprint and (earlier is None or earlier.exists()):
         return None
+    directory = os.environ.get("WANDB_DIR") or os.getcwd()  # wandb's own default is that of its first run
+    _await_a_name(Path(directory, "wandb"), trajectory_id)
     run = wandb.init(
         id=trajectory_id,
         name=folder.name,
@@ -104,7 +107,7 @@ def _publish_one(
         tags=studies,
         config=config,
         mode=tracking.mode.value,
-        dir=os.environ.get("WANDB_DIR") or os.getcwd(),  # wandb's own default is that of its first run
+        dir=directory,
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True),
     )
@@ -117,6 +120,12 @@ def _publish_one(
     finally:
         run.finish()
     return _Published(trajectory_id, folder, files.resolve(), fingerprint, studies)
+
+
+def _await_a_name(folder: Path, trajectory_id: str) -> None:
+    """wandb names offline folders by the second: published twice within one, a run would lose its file."""
+    while (folder / f"offline-run-{time.strftime('%Y%m%d_%H%M%S')}-{trajectory_id}").exists():
+        time.sleep(0.05)
 
 
 def _record(run: _Published, tracking: TrackingConfig) -> None:

@@ -710,9 +710,9 @@ def test_norms_never_read_more_than_one_experts_matrix_at_once(sources, monkeypa
     sizes = []
     read = Reader.content
 
-    def noted(self, stored, first, size):
+    def noted(self, stored, first, size, space=None):
         sizes.append(size)
-        return read(self, stored, first, size)
+        return read(self, stored, first, size, space)
 
     monkeypatch.setattr(Reader, "content", noted)
     norms_of(sources[name])

@@ -97,12 +97,25 @@ def test_a_mirror_that_was_interrupted_or_lost_is_made_whole(here, monkeypatch):
         with pytest.raises(OSError, match="no network"):
             publish(store, "adhoc", OFFLINE)
     assert len(folders(first)) == 1
-    time.sleep(1.1)  # wandb names folders by the second
     assert publish(store, "adhoc", OFFLINE) == 3
     shutil.rmtree(folders(first)[0])
     assert publish(store, "adhoc", OFFLINE) == 1
     for id in trajectories(store):
         assert_mirrored(store, id)
+
+
+def test_a_name_that_is_taken_is_waited_out(tmp_path):
+    """wandb names a run's offline folder by the second."""
+    from sweeps.tracking import _await_a_name
+
+    begin = time.time()
+    for second in range(2):
+        name = time.strftime("%Y%m%d_%H%M%S", time.localtime(begin + second))
+        (tmp_path / f"offline-run-{name}-a795").mkdir()
+    _await_a_name(tmp_path, "d2ee")
+    assert time.time() < begin + 1
+    _await_a_name(tmp_path, "a795")
+    assert int(time.time()) >= int(begin) + 2
 
 
 def test_the_command_publishes_a_stored_study(here, capsys):
