@@ -233,7 +233,9 @@ def stable_under_both_norms(cells: pd.DataFrame) -> Finding | None:
     grown = cells[cells["kind"] == "branch"]
     if grown["norm_placement"].nunique() < 2:
         return None
-    usable = grown[grown["continued_acc"].notna() & grown["status"].isin(["done", "diverged"])]
+    ends = cells.drop_duplicates("cell_id").set_index("cell_id")["final_loss"]
+    continues = grown["continued_id"].map(ends) <= grown["base_loss"] + STABLE_LOSS
+    usable = grown[continues & grown["status"].isin(["done", "diverged"])]
     stable = (usable["status"] == "done") & (usable["final_loss"] <= usable["base_loss"] + STABLE_LOSS)
     shares = stable.astype(float).groupby([usable["replicate"], usable["norm_placement"]]).mean()
     worst = shares.groupby(level=0).min() - 1.0

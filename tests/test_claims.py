@@ -144,12 +144,31 @@ def test_norms_must_rise_and_stack_must_step(rise, cliff, verdict):
 
 
 def test_stability_is_judged_by_the_less_stable_placement_of_norms():
-    cells = table({"norm_placement": ["pre", "post"]}, lambda row: 0.5, trunk_layers=24.0)
+    cells = with_continued(table({"norm_placement": ["pre", "post"]}, lambda row: 0.5, trunk_layers=24.0))
     assert judged(measured("C11", cells), 0.01, 8)[0] is Verdict.AGREES
-    cells.loc[cells["norm_placement"] == "post", ["status", "final_loss"]] = ["diverged", np.nan]
+    post = (cells["norm_placement"] == "post") & (cells["kind"] == "branch")
+    cells.loc[post, ["status", "final_loss"]] = ["diverged", np.nan]
     finding = measured("C11", cells)
     assert finding.effect == -1.0
     assert judged(finding, 0.01, 8)[0] is Verdict.DISAGREES
+
+
+@pytest.mark.parametrize("continued_loss", [5.3, np.nan])
+def test_growing_is_not_blamed_for_a_rate_at_which_continuing_is_not_stable(continued_loss):
+    axes = {"norm_placement": ["pre", "post"], "growth_lr": [0.002, 0.008]}
+    cells = with_continued(table(axes, lambda row: 0.5, trunk_layers=24.0))
+    high = (cells["norm_placement"] == "post") & (cells["growth_lr"] == 0.008)
+    cells.loc[high, "final_loss"] = 5.3
+    cells.loc[high & (cells["kind"] == "continued"), "final_loss"] = continued_loss
+    assert judged(measured("C11", cells), 0.01, 8)[0] is Verdict.AGREES
+    cells.loc[high & (cells["kind"] == "continued"), "final_loss"] = 1.9
+    assert measured("C11", cells).effect == -0.5
+
+
+def with_continued(grown: pd.DataFrame) -> pd.DataFrame:
+    """The same with a control for each cell, which ends at a loss of 1.9."""
+    controls = grown.assign(kind="continued", cell_id="k" + grown["cell_id"], final_loss=1.9)
+    return pd.concat([grown.assign(continued_id=controls["cell_id"]), controls], ignore_index=True)
 
 
 def test_settings_that_a_store_does_not_have_part_no_pair():
