@@ -1,9 +1,9 @@
 """Time to grow a checkpoint beside the time of `cp` for the same bytes, on one disk, in one run.
 
-    python benchmarks/recycle.py [--folder /tmp] [--gb 3] [--rounds 3] [--memory-limit 288MiB] [--threads N]
+    python benchmarks/recycle.py [--folder /tmp] [--gb 3.4] [--rounds 3] [--memory-limit 320MiB] [--threads N]
 
 A bf16 checkpoint of random weights in the layout of Qwen3-MoE, ten times the memory limit, is made first and
-removed at the end, as is all that grows of it: five times its size has to be free. 15 GB and about four
+removed at the end, as is all that grows of it: five times its size has to be free. 17 GB and about four
 minutes as it stands. Medians over interleaved rounds. Both end with their bytes on the disk: growing calls
 fsync, `cp` is followed by `sync`. Memory is the most that the growing process ever held, by the kernel's own
 account (ru_maxrss).
@@ -123,9 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gb", type=float, default=3.0)
+    parser.add_argument("--gb", type=float, default=3.4)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory-limit", default="288MiB")
+    parser.add_argument("--memory-limit", default="320MiB")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--threads", default="null")
     args = parser.parse_args()
