@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe import cpu
 from moe.config import Gate, ModelConfig
 
 
@@ -130,7 +131,8 @@ class Experts(nn.Module):
         self.w_out_EDH = nn.Parameter(torch.empty(num_experts, hidden_size, expert_hidden_size))
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
-        return _SortedExperts.apply(
+        experts = cpu.Experts if cpu.serves(x_ND) else _SortedExperts
+        return experts.apply(
             x_ND, routing.gates_Nk.to(x_ND.dtype), routing.experts_Nk, self.w_in_EGD, self.w_out_EDH
         )
 

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe import cpu
+
 _CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25  # logits at a time: those of a CPU stay in its cache
 
 
@@ -28,24 +30,20 @@ class _TokenLoss(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             x, head = x_ND.to(dtype), head_VD.to(dtype)
             dx_ND = torch.empty(N, D, dtype=exact, device=x.device) if learns else None
-            dhead_VD = torch.zeros(V, D, dtype=exact, device=x.device) if learns else None
+            dhead_DV = torch.zeros(D, V, dtype=exact, device=x.device) if learns else None
+            to_gradient = cpu.cross_entropy_ if cpu.serves(x_ND) else _cross_entropy_
             rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // V)
             losses = []
             for x_nD, targets_n, first in zip(
                 x.split(rows), targets_N.split(rows), range(0, N, rows), strict=True
             ):
                 p_nV = (x_nD @ head.T).to(exact)
-                p_nV -= p_nV.amax(1, keepdim=True)
-                chosen_n1 = p_nV.gather(1, targets_n[:, None])
-                total_n1 = p_nV.exp_().sum(1, keepdim=True)
-                losses.append(total_n1.log().sub_(chosen_n1).sum())
-                if dx_ND is None or dhead_VD is None:
-                    continue
-                p_nV *= total_n1.mul_(N).reciprocal_()
-                p_nV.scatter_add_(1, targets_n[:, None], p_nV.new_full((len(p_nV), 1), -1 / N))
-                d_nV = p_nV.to(dtype)
-                dx_ND[first : first + rows] = d_nV @ head
-                dhead_VD += d_nV.T @ x_nD
+                losses.append(to_gradient(p_nV, targets_n, 1 / N))
+                if dx_ND is not None and dhead_DV is not None:
+                    d_nV = p_nV.to(dtype)
+                    dx_ND[first : first + rows] = d_nV @ head
+                    dhead_DV += x_nD.T @ d_nV  # a BLAS does this faster than its transpose
+            dhead_VD = None if dhead_DV is None else dhead_DV.T.contiguous()
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.dtypes = x_ND.dtype, head_VD.dtype
         return torch.stack(losses).sum() / N
@@ -55,3 +53,14 @@ class _TokenLoss(torch.autograd.Function):
         dx_ND, dhead_VD = ctx.saved_tensors
         x_dtype, head_dtype = ctx.dtypes
         return (dx_ND * grads[0]).to(x_dtype), (dhead_VD * grads[0]).to(head_dtype), None, None
+
+
+def _cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:
+    """The sum of cross-entropies; the logits become scale · (softmax − one-hot of the target)."""
+    logits_nV -= logits_nV.amax(1, keepdim=True)
+    chosen_n1 = logits_nV.gather(1, targets_n[:, None])
+    total_n1 = logits_nV.exp_().sum(1, keepdim=True)
+    loss = (total_n1.log() - chosen_n1).sum()
+    logits_nV *= scale / total_n1
+    logits_nV.scatter_add_(1, targets_n[:, None], logits_nV.new_full((len(logits_nV), 1), -scale))
+    return loss

@@ -1,0 +1,256 @@
+"""The model's parts on CPU in fp32: products by the BLAS, and one pass of `kernels.c` for what is between.
+
+Each does what its namesake of torch operations does (model.py, router.py, token_loss.py), which are its oracle.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from moe.kernels import library
+
+_Result = TypeVar("_Result")
+_LEAST_SHARE = 1 << 16  # elements that are worth a thread
+
+
+def serves(x: Tensor) -> bool:
+    """Whether `x` is computed here."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and library() is not None
+    )
+
+
+class RMSNorm(torch.autograd.Function):
+    """x / rms(x) · gain [D] over the last axis."""
+
+    @staticmethod
+    def forward(ctx: Any, x, gain, eps):
+        x = x.contiguous()
+        D = x.shape[-1]
+        y, inverse = torch.empty_like(x), x.new_empty(x.shape[:-1])
+        args = x.data_ptr(), gain.data_ptr(), eps, D
+        _share(inverse.numel(), D, lambda a, z: _c().rms_norm(*args, a, z, y.data_ptr(), inverse.data_ptr()))
+        ctx.save_for_backward(x, gain, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        x, gain, inverse = ctx.saved_tensors
+        dy, D = grads[0].contiguous(), x.shape[-1]
+        dx = torch.empty_like(x)
+        args = x.data_ptr(), gain.data_ptr(), inverse.data_ptr(), dy.data_ptr(), D
+
+        def rows(a: int, z: int) -> Tensor:
+            dgain = torch.empty_like(gain)
+            _c().rms_norm_back(*args, a, z, dx.data_ptr(), dgain.data_ptr())
+            return dgain
+
+        return dx, _total(_share(inverse.numel(), D, rows)), None
+
+
+class _Heads(ctypes.Structure):
+    """`heads` of kernels.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("T", "Q", "K", "C")),
+        ("eps", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("gain_query", "gain_key", "cos", "sin")),
+    ]
+
+
+class CausalAttention(torch.autograd.Function):
+    """[B, T, Q·C] of queries, keys and values x [B, T, Q+2K, C]: norms with the gains [C], RoPE with tables
+    [T, C], grouped-query attention."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHC, gain_query_C, gain_key_C, cos_TC, sin_TC, num_heads, eps):
+        x_BTHC = x_BTHC.contiguous()
+        B, T, H, C = x_BTHC.shape
+        ctx.heads = num_heads, (H - num_heads) // 2, eps
+        heads = _heads(ctx.heads, x_BTHC, gain_query_C, gain_key_C, cos_TC, sin_TC)
+        y_BTX, lse_BQT = x_BTHC.new_empty(B, T, num_heads * C), x_BTHC.new_empty(B, num_heads, T)
+
+        def sequences(a: int, z: int) -> int:
+            return _c().attend(
+                x_BTHC.data_ptr(), ctypes.byref(heads), a, z, y_BTX.data_ptr(), lse_BQT.data_ptr()
+            )
+
+        _check_memory(_share(B, T * H * C, sequences))
+        ctx.save_for_backward(x_BTHC, gain_query_C, gain_key_C, cos_TC, sin_TC, y_BTX, lse_BQT)
+        return y_BTX
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        *arrays, y_BTX, lse_BQT = ctx.saved_tensors
+        x_BTHC, gain_query_C, gain_key_C, _, _ = arrays
+        dy_BTX, heads = grads[0].contiguous(), _heads(ctx.heads, *arrays)
+        dx_BTHC = torch.empty_like(x_BTHC)
+        args = x_BTHC.data_ptr(), ctypes.byref(heads), y_BTX.data_ptr(), lse_BQT.data_ptr(), dy_BTX.data_ptr()
+
+        def sequences(a: int, z: int) -> tuple[int, Tensor, Tensor]:
+            dquery_C, dkey_C = torch.empty_like(gain_query_C), torch.empty_like(gain_key_C)
+            short = _c().attend_back(
+                *args, a, z, dx_BTHC.data_ptr(), dquery_C.data_ptr(), dkey_C.data_ptr()
+            )
+            return short, dquery_C, dkey_C
+
+        short, dquery, dkey = zip(*_share(len(x_BTHC), x_BTHC[0].numel(), sequences), strict=True)
+        _check_memory(short)
+        return dx_BTHC, _total(dquery), _total(dkey), None, None, None, None
+
+
+def _heads(shape: tuple[int, int, float], x_BTHC, gain_query_C, gain_key_C, cos_TC, sin_TC) -> _Heads:
+    num_heads, num_kv_heads, eps = shape
+    _, T, _, C = x_BTHC.shape
+    tensors = gain_query_C, gain_key_C, cos_TC, sin_TC
+    return _Heads(T, num_heads, num_kv_heads, C, eps, *(tensor.data_ptr() for tensor in tensors))
+
+
+class Experts(torch.autograd.Function):
+    """Σ_k gate · expert(x) of dropless SwiGLU experts, one expert's slots at a time: they stay in cache.
+
+    A gate multiplies what goes into the expert's last product, so that the gradient of a gate needs no output
+    and nothing but the hidden of `w_in` is kept. Slots that leave their order come back by a gather and a sum
+    over k: in order, and without `index_add`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH):
+        x_ND, gates_Nk, experts_Nk = x_ND.contiguous(), gates_Nk.contiguous(), experts_Nk.contiguous()
+        (N, D), k, (E, G, _) = x_ND.shape, experts_Nk.shape[1], w_in_EGD.shape
+        S, H = N * k, G // 2
+        counts_E, place_S, slot_S = (torch.empty(n, dtype=torch.int64) for n in (E, S, S))
+        _c().sort_slots(
+            experts_Nk.data_ptr(), S, E, counts_E.data_ptr(), place_S.data_ptr(), slot_S.data_ptr()
+        )
+        counts = counts_E.tolist()
+        h_SG, y_SD = x_ND.new_empty(S, G), x_ND.new_empty(S, D)
+        most = max(counts)
+        x_nD, a_nH = x_ND.new_empty(most, D), x_ND.new_empty(most, H)
+        begin = 0
+        for count, w_in_GD, w_out_DH in zip(counts, w_in_EGD.unbind(), w_out_EDH.unbind(), strict=True):
+            end = begin + count
+            x, h, a = x_nD[:count], h_SG[begin:end], a_nH[:count]
+            _gather(x_ND, slot_S, k, begin, end, x)
+            torch.mm(x, w_in_GD.T, out=h)
+            _swiglu(h_SG, gates_Nk, slot_S, begin, end, a)
+            torch.mm(a, w_out_DH.T, out=y_SD[begin:end])
+            begin = end
+        ctx.save_for_backward(x_ND, gates_Nk, h_SG, place_S, slot_S, w_in_EGD, w_out_EDH)
+        ctx.counts = counts
+        return _combine(y_SD, place_S, k)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        x_ND, gates_Nk, h_SG, place_S, slot_S, w_in_EGD, w_out_EDH = ctx.saved_tensors
+        dout_ND, counts = grads[0].contiguous(), ctx.counts
+        (_, D), k, (_, G, _) = x_ND.shape, gates_Nk.shape[1], w_in_EGD.shape
+        most = max(counts)
+        x_nD, d_nD, da_nH, a_nH, dh_nG = (x_ND.new_empty(most, n) for n in (D, D, G // 2, G // 2, G))
+        dx_SD, dgates_Nk = x_ND.new_empty(len(slot_S), D), torch.empty_like(gates_Nk)
+        dw_in_EGD, dw_out_EDH = torch.empty_like(w_in_EGD), torch.empty_like(w_out_EDH)
+        begin = 0
+        for e, count in enumerate(counts):
+            end = begin + count
+            x, d, da, a, dh = (buffer[:count] for buffer in (x_nD, d_nD, da_nH, a_nH, dh_nG))
+            _gather(dout_ND, slot_S, k, begin, end, d)
+            torch.mm(d, w_out_EDH[e], out=da)
+            _swiglu_back(h_SG, gates_Nk, slot_S, da, begin, end, dh, dgates_Nk, a)
+            torch.mm(d.T, a, out=dw_out_EDH[e])
+            _gather(x_ND, slot_S, k, begin, end, x)
+            torch.mm(dh.T, x, out=dw_in_EGD[e])
+            torch.mm(dh, w_in_EGD[e], out=dx_SD[begin:end])
+            begin = end
+        return _combine(dx_SD, place_S, k), dgates_Nk, None, dw_in_EGD, dw_out_EDH
+
+
+def _gather(x_ND: Tensor, slot_S: Tensor, k: int, begin: int, end: int, out_nD: Tensor) -> None:
+    """The tokens of the slots at sorted places begin..end."""
+    D = x_ND.shape[1]
+    args = x_ND.data_ptr(), slot_S[begin:].data_ptr(), k, D
+    _share(end - begin, D, lambda a, z: _c().gather(*args, a, z, out_nD.data_ptr()))
+
+
+def _swiglu(h_SG: Tensor, gates_Nk: Tensor, slot_S: Tensor, begin: int, end: int, a_nH: Tensor) -> None:
+    """silu(gate) · up · gate of the token, at sorted places begin..end."""
+    G = h_SG.shape[1]
+    args = h_SG[begin:].data_ptr(), gates_Nk.data_ptr(), slot_S[begin:].data_ptr(), G // 2
+    _share(end - begin, G, lambda a, z: _c().swiglu(*args, a, z, a_nH.data_ptr()))
+
+
+def _swiglu_back(
+    h_SG: Tensor,
+    gates_Nk: Tensor,
+    slot_S: Tensor,
+    da_nH: Tensor,
+    begin: int,
+    end: int,
+    dh_nG: Tensor,
+    dgates_Nk: Tensor,
+    a_nH: Tensor,
+) -> None:
+    """The gradients of hidden and gates from `da_nH`, and what `_swiglu` gave."""
+    G = h_SG.shape[1]
+    before = h_SG[begin:].data_ptr(), gates_Nk.data_ptr(), slot_S[begin:].data_ptr(), da_nH.data_ptr(), G // 2
+    after = dh_nG.data_ptr(), dgates_Nk.data_ptr(), a_nH.data_ptr()
+    _share(end - begin, G, lambda a, z: _c().swiglu_back(*before, a, z, *after))
+
+
+def _combine(y_SD: Tensor, place_S: Tensor, k: int) -> Tensor:
+    """Σ_k of each token's slots, in the order of k."""
+    S, D = y_SD.shape
+    out_ND = y_SD.new_empty(S // k, D)
+    args = y_SD.data_ptr(), place_S.data_ptr(), k, D
+    _share(S // k, k * D, lambda a, z: _c().combine(*args, a, z, out_ND.data_ptr()))
+    return out_ND
+
+
+def cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:
+    """The sum of next-token cross-entropies; the logits become scale · (softmax − one-hot of the target)."""
+    (n, V), losses_n = logits_nV.shape, logits_nV.new_empty(len(logits_nV))
+    args = logits_nV.data_ptr(), targets_n.data_ptr(), V, scale
+    _share(n, V, lambda a, z: _c().cross_entropy(*args, a, z, losses_n.data_ptr()))
+    return losses_n.sum()
+
+
+# -- threads -------------------------------------------------------------------------------------------------
+
+
+def _c() -> ctypes.CDLL:
+    found = library()
+    assert found is not None, "there is no C compiler"
+    return found
+
+
+def _share(count: int, width: int, part: Callable[[int, int], _Result]) -> list[_Result]:
+    """part(begin, end) of 0..count rows of `width`, on torch's number of threads; C runs without the GIL."""
+    threads = min(torch.get_num_threads(), max(1, count * width // _LEAST_SHARE), max(1, count))
+    if threads == 1:
+        return [part(0, count)]
+    edges = [count * i // threads for i in range(threads + 1)]
+    others = [_pool(os.getpid(), threads).submit(part, *edge) for edge in zip(edges[1:-1], edges[2:], strict=True)]
+    return [part(0, edges[1]), *(other.result() for other in others)]
+
+
+@lru_cache(maxsize=1)
+def _pool(pid: int, threads: int) -> ThreadPoolExecutor:
+    """Of this process: threads do not outlive a fork."""
+    return ThreadPoolExecutor(threads - 1)
+
+
+def _total(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)
+
+
+def _check_memory(short: list[int] | tuple[int, ...]) -> None:
+    if any(short):
+        raise MemoryError("there is no memory for attention; lower train.batch_size or train.seq_len")

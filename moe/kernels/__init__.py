@@ -1,0 +1,83 @@
+"""The CPU's own path in fp32: C for what lies between the matrix products of a step.
+
+`kernels.c` is compiled for this machine at first use and kept in the user's cache. Where there is no C compiler
+`library()` is None, and the same mathematics is done by torch's operations.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ["-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC"]
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None without a C compiler (`CC`, else `cc`)."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if compiler is None:
+        return None
+    path = _cache() / f"kernels-{_key(compiler)}.so"
+    try:
+        if not path.exists():
+            _compile(compiler, path)
+        return _typed(ctypes.CDLL(str(path)))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """To a name of its own first: several workers may do this at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        subprocess.run(
+            [compiler, *_FLAGS, "-o", draft, _SOURCE, "-lm"], check=True, capture_output=True, timeout=120
+        )
+        draft.rename(path)
+
+
+def _cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "regrow"
+
+
+def _key(compiler: str) -> str:
+    """Source, flags, compiler and processor: a home folder may be shared by unlike machines."""
+    size, changed = os.stat(compiler).st_size, os.stat(compiler).st_mtime_ns
+    parts = [_SOURCE.read_text(), *_FLAGS, compiler, str(size), str(changed), _processor()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    lines = info.read_text().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+
+
+def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
+    """Arguments as they are declared in C: pointers are addresses."""
+    pointer, count, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+    for name, kinds in {
+        "rms_norm": [pointer, pointer, real, number, count, count, pointer, pointer],
+        "rms_norm_back": [pointer, pointer, pointer, pointer, number, count, count, pointer, pointer],
+        "attend": [pointer, pointer, count, count, pointer, pointer],
+        "attend_back": [pointer, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer],
+        "sort_slots": [pointer, count, number, pointer, pointer, pointer],
+        "gather": [pointer, pointer, number, number, count, count, pointer],
+        "combine": [pointer, pointer, number, number, count, count, pointer],
+        "swiglu": [pointer, pointer, pointer, number, count, count, pointer],
+        "swiglu_back": [pointer, pointer, pointer, pointer, number, count, count, pointer, pointer, pointer],
+        "cross_entropy": [pointer, pointer, number, real, count, count, pointer],
+    }.items():
+        getattr(library, name).argtypes = kinds
+    return library
