@@ -115,6 +115,46 @@ def _heads(shape: tuple[int, int, float], x_BTHC, gain_query_C, gain_key_C, cos_
     return _Heads(T, num_heads, num_kv_heads, C, eps, *(tensor.data_ptr() for tensor in tensors))
 
 
+class Router(torch.autograd.Function):
+    """Of softmax gates: gates and experts [N, k], mean probabilities and load [E], z-loss and entropy.
+
+    The gradient goes through gates, mean probabilities and z-loss.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NE, top_k, renormalise):
+        logits_NE = logits_NE.contiguous()
+        N, E = logits_NE.shape
+        probs_NE, gates_Nk = torch.empty_like(logits_NE), logits_NE.new_empty(N, top_k)
+        experts_Nk = torch.empty(N, top_k, dtype=torch.int64)
+        whole_N, z_N = logits_NE.new_empty(N), logits_NE.new_empty(N)
+        kept = probs_NE, gates_Nk, experts_Nk, whole_N, z_N
+        args = logits_NE.data_ptr(), E, top_k, int(renormalise)
+
+        def rows(a: int, z: int) -> Tensor:
+            sums = torch.empty(2 * E + 2, dtype=torch.float64)
+            _c().route(*args, a, z, *(tensor.data_ptr() for tensor in kept), sums.data_ptr())
+            return sums
+
+        means = (_total(_share(N, E, rows)) / N).float()
+        ctx.save_for_backward(*kept)
+        ctx.renormalise = int(renormalise)
+        mean_E, load_E = means[:E], means[E : 2 * E] / top_k
+        ctx.mark_non_differentiable(experts_Nk, load_E, means[-1])
+        return gates_Nk, experts_Nk, mean_E, load_E, means[-2], means[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        dgates_Nk, _, dmean_E, _, dz_loss, _ = grads
+        kept = probs_NE, gates_Nk, *_ = ctx.saved_tensors
+        (N, E), k, dlogits_NE = probs_NE.shape, gates_Nk.shape[1], torch.empty_like(probs_NE)
+        dgates_Nk, dsums_E, dsquares = dgates_Nk.contiguous(), dmean_E / N, dz_loss.item() / N
+        before = *(tensor.data_ptr() for tensor in kept), dgates_Nk.data_ptr(), dsums_E.data_ptr(), dsquares
+        shape = E, k, ctx.renormalise
+        _share(N, E, lambda a, z: _c().route_back(*before, *shape, a, z, dlogits_NE.data_ptr()))
+        return dlogits_NE, None, None
+
+
 class Experts(torch.autograd.Function):
     """Σ_k gate · expert(x) of dropless SwiGLU experts, one expert's slots at a time: they stay in cache.
 

@@ -48,6 +48,13 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
     """
     logits_NE = logits_NE.float()
     num_experts = logits_NE.shape[1]
+    if cpu.serves(logits_NE) and _is_plain(config, bias_E):
+        renormalise = config.gate is Gate.SOFTMAX_RENORMALISED
+        gates_Nk, experts_Nk, probs_E, load_E, z_loss, entropy = cpu.Router.apply(
+            logits_NE, config.top_k, renormalise
+        )
+        loss = _load_balance(load_E, probs_E)
+        return Routing(gates_Nk, experts_Nk, loss, z_loss, load_E, probs_E, entropy)
     total_N1 = logits_NE.logsumexp(-1, keepdim=True)
     match config.gate:
         case Gate.SOFTMAX | Gate.SOFTMAX_RENORMALISED:
@@ -88,6 +95,13 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
         probs_E=probs_E,
         entropy=-torch.special.xlogy(probs_NE.detach(), probs_NE.detach()).sum(-1).mean(),
     )
+
+
+def _is_plain(config: ModelConfig, bias_E: Tensor | None) -> bool:
+    """Softmax gates of a token's best experts, with nothing that moves or cuts them."""
+    is_softmax = config.gate in (Gate.SOFTMAX, Gate.SOFTMAX_RENORMALISED)
+    moved = bias_E is not None or config.num_groups > 1 or config.route_scale != 1.0
+    return is_softmax and not moved and config.capacity_factor is None
 
 
 def _load(experts_Nk: Tensor, num_experts: int) -> Tensor:

@@ -72,6 +72,8 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
         "rms_norm_back": [pointer, pointer, pointer, pointer, number, count, count, pointer, pointer],
         "attend": [pointer, pointer, count, count, pointer, pointer],
         "attend_back": [pointer, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer],
+        "route": [pointer, number, number, number, count, count, *[pointer] * 6],
+        "route_back": [*[pointer] * 7, real, number, number, number, count, count, pointer],
         "sort_slots": [pointer, count, number, pointer, pointer, pointer],
         "gather": [pointer, pointer, number, number, count, count, pointer],
         "combine": [pointer, pointer, number, number, count, count, pointer],

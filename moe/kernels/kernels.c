@@ -361,6 +361,71 @@ int attend_back(const float *x, const heads *a, const float *y, const float *lse
     BY_SIZE(backward(x, a, C, y, lse, dy, begin, end, dx, dgain_query, dgain_key))
 }
 
+/* ---- router ------------------------------------------------------------------------------------------- */
+
+/* Of each row of logits [N, E]: probabilities, the k experts with the largest (the first of equals), their gates,
+   divided by their sum if `renormalise`, which is kept [N], and z [N] = log-sum-exp - ln E. Sums over these rows
+   alone: probabilities [E], then slots [E], squares of z, entropies. */
+void route(const float *logits, int E, int k, int renormalise, int64_t begin, int64_t end, float *probs, float *gates,
+           int64_t *experts, float *whole, float *z, double *sums)
+{
+    int P = ROUND_UP(E, W);
+    float row[P], left[P];
+    memset(sums, 0, sizeof(double) * (2 * E + 2));
+    for (int64_t n = begin; n < end; n++) {
+        const float *l = logits + n * E;
+        float *p = probs + n * E, top = l[0], along = 0, of_gates = 0;
+        for (int e = 1; e < E; e++) top = l[e] > top ? l[e] : top;
+        for (int e = 0; e < E; e++) row[e] = l[e] - top;
+        for (int e = E; e < P; e++) row[e] = -87;
+        for (int e = 0; e < P; e += W) AT(row + e) = vexp(AT(row + e));
+        float total = 0;
+        for (int e = 0; e < E; e++) total += row[e];
+        float log_sum = top + logf(total);
+        for (int e = 0; e < E; e++) {
+            p[e] = left[e] = row[e] / total;
+            along += p[e] * l[e];
+            sums[e] += p[e];
+        }
+        for (int i = 0; i < k; i++) {
+            int best = -1;
+            for (int e = 0; e < E; e++)
+                if (left[e] != -1 && (best < 0 || left[e] > left[best])) best = e;
+            left[best] = -1;
+            experts[n * k + i] = best;
+            gates[n * k + i] = p[best];
+            of_gates += p[best];
+            sums[E + best] += 1;
+        }
+        if (renormalise)
+            for (int i = 0; i < k; i++) gates[n * k + i] /= of_gates;
+        whole[n] = of_gates;
+        z[n] = log_sum - logf(E);
+        sums[2 * E] += (double)z[n] * z[n];
+        sums[2 * E + 1] += log_sum - along;
+    }
+}
+
+/* dlogits from the gradients of the gates [N, k], of each probability's sum [E] and of the sum of z's squares. */
+void route_back(const float *probs, const float *gates, const int64_t *experts, const float *whole, const float *z,
+                const float *dgates, const float *dsums, float dsquares, int E, int k, int renormalise, int64_t begin,
+                int64_t end, float *dlogits)
+{
+    float d[E];
+    for (int64_t n = begin; n < end; n++) {
+        const float *p = probs + n * E;
+        float along = 0, shared = 0;
+        memcpy(d, dsums, sizeof(float) * E);
+        if (renormalise)
+            for (int i = 0; i < k; i++) shared += dgates[n * k + i] * gates[n * k + i];
+        for (int i = 0; i < k; i++)
+            d[experts[n * k + i]] += renormalise ? (dgates[n * k + i] - shared) / whole[n] : dgates[n * k + i];
+        for (int e = 0; e < E; e++) along += p[e] * d[e];
+        along -= 2 * z[n] * dsquares;
+        for (int e = 0; e < E; e++) dlogits[n * E + e] = p[e] * (d[e] - along);
+    }
+}
+
 /* ---- experts ------------------------------------------------------------------------------------------ */
 
 /* A stable counting sort of slots by expert: how many each expert has [E], the sorted place of slot n*k + i, and
