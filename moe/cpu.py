@@ -1,6 +1,6 @@
 """The model's parts on CPU in fp32: products by the BLAS, and one pass of `kernels.c` for what is between.
 
-Each does what its namesake of torch operations does (model.py, router.py, token_loss.py), which are its oracle.
+Each does what model.py, router.py and token_loss.py do by torch's operations, which are its oracle.
 """
 
 import ctypes
@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -98,9 +99,7 @@ class CausalAttention(torch.autograd.Function):
 
         def sequences(a: int, z: int) -> tuple[int, Tensor, Tensor]:
             dquery_C, dkey_C = torch.empty_like(gain_query_C), torch.empty_like(gain_key_C)
-            short = _c().attend_back(
-                *args, a, z, dx_BTHC.data_ptr(), dquery_C.data_ptr(), dkey_C.data_ptr()
-            )
+            short = _c().attend_back(*args, a, z, dx_BTHC.data_ptr(), dquery_C.data_ptr(), dkey_C.data_ptr())
             return short, dquery_C, dkey_C
 
         short, dquery, dkey = zip(*_share(len(x_BTHC), x_BTHC[0].numel(), sequences), strict=True)
@@ -277,7 +276,7 @@ def _share(count: int, width: int, part: Callable[[int, int], _Result]) -> list[
     if threads == 1:
         return [part(0, count)]
     edges = [count * i // threads for i in range(threads + 1)]
-    others = [_pool(os.getpid(), threads).submit(part, *edge) for edge in zip(edges[1:-1], edges[2:], strict=True)]
+    others = [_pool(os.getpid(), threads).submit(part, *edge) for edge in pairwise(edges[1:])]
     return [part(0, edges[1]), *(other.result() for other in others)]
 
 

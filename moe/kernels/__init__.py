@@ -1,6 +1,6 @@
 """The CPU's own path in fp32: C for what lies between the matrix products of a step.
 
-`kernels.c` is compiled for this machine at first use and kept in the user's cache. Where there is no C compiler
+`kernels.c` is compiled for this machine at first use and kept in the user's cache. Without a C compiler
 `library()` is None, and the same mathematics is done by torch's operations.
 """
 
