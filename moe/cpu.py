@@ -158,99 +158,79 @@ class Experts(torch.autograd.Function):
     """Σ_k gate · expert(x) of dropless SwiGLU experts, one expert's slots at a time: they stay in cache.
 
     A gate multiplies what goes into the expert's last product, so that the gradient of a gate needs no output
-    and nothing but the hidden of `w_in` is kept. Slots that leave their order come back by a gather and a sum
-    over k: in order, and without `index_add`.
+    and nothing but the hidden of `w_in` is kept. Outputs are added to their tokens in the order of experts.
     """
 
     @staticmethod
     def forward(ctx: Any, x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH):
         x_ND, gates_Nk, experts_Nk = x_ND.contiguous(), gates_Nk.contiguous(), experts_Nk.contiguous()
-        (N, D), k, (E, G, _) = x_ND.shape, experts_Nk.shape[1], w_in_EGD.shape
-        S, H = N * k, G // 2
-        counts_E, place_S, slot_S = (torch.empty(n, dtype=torch.int64) for n in (E, S, S))
-        _c().sort_slots(
-            experts_Nk.data_ptr(), S, E, counts_E.data_ptr(), place_S.data_ptr(), slot_S.data_ptr()
-        )
+        (_, D), k, (E, G, _), S = x_ND.shape, experts_Nk.shape[1], w_in_EGD.shape, experts_Nk.numel()
+        counts_E, slot_S = torch.empty(E, dtype=torch.int64), torch.empty(S, dtype=torch.int64)
+        _c().sort_slots(experts_Nk.data_ptr(), S, E, counts_E.data_ptr(), slot_S.data_ptr())
         counts = counts_E.tolist()
-        h_SG, y_SD = x_ND.new_empty(S, G), x_ND.new_empty(S, D)
-        most = max(counts)
-        x_nD, a_nH = x_ND.new_empty(most, D), x_ND.new_empty(most, H)
-        begin = 0
-        for count, w_in_GD, w_out_DH in zip(counts, w_in_EGD.unbind(), w_out_EDH.unbind(), strict=True):
-            end = begin + count
-            x, h, a = x_nD[:count], h_SG[begin:end], a_nH[:count]
-            _gather(x_ND, slot_S, k, begin, end, x)
+        out_ND, h_SG = torch.zeros_like(x_ND), x_ND.new_empty(S, G)
+        x_nD, h_nG, a_nH = (x_ND.new_empty(max(counts), width) for width in (D, G, G // 2))
+        for slots, h_kept, w_in_GD, w_out_DH in zip(
+            slot_S.split(counts), h_SG.split(counts), w_in_EGD.unbind(), w_out_EDH.unbind(), strict=True
+        ):
+            x, h, a = (buffer[: len(slots)] for buffer in (x_nD, h_nG, a_nH))
+            _gather(x_ND, slots, k, x)
             torch.mm(x, w_in_GD.T, out=h)
-            _swiglu(h_SG, gates_Nk, slot_S, begin, end, a)
-            torch.mm(a, w_out_DH.T, out=y_SD[begin:end])
-            begin = end
-        ctx.save_for_backward(x_ND, gates_Nk, h_SG, place_S, slot_S, w_in_EGD, w_out_EDH)
+            _swiglu(h, gates_Nk, slots, a, h_kept)
+            torch.mm(a, w_out_DH.T, out=x)
+            _scatter_add(x, slots, k, out_ND)
+        ctx.save_for_backward(x_ND, gates_Nk, h_SG, slot_S, w_in_EGD, w_out_EDH)
         ctx.counts = counts
-        return _combine(y_SD, place_S, k)
+        return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
-        x_ND, gates_Nk, h_SG, place_S, slot_S, w_in_EGD, w_out_EDH = ctx.saved_tensors
-        dout_ND, counts = grads[0].contiguous(), ctx.counts
-        (_, D), k, (_, G, _) = x_ND.shape, gates_Nk.shape[1], w_in_EGD.shape
-        most = max(counts)
-        x_nD, d_nD, da_nH, a_nH, dh_nG = (x_ND.new_empty(most, n) for n in (D, D, G // 2, G // 2, G))
-        dx_SD, dgates_Nk = x_ND.new_empty(len(slot_S), D), torch.empty_like(gates_Nk)
+        x_ND, gates_Nk, h_SG, slot_S, w_in_EGD, w_out_EDH = ctx.saved_tensors
+        dout_ND, counts, k, (_, G, D) = grads[0].contiguous(), ctx.counts, gates_Nk.shape[1], w_in_EGD.shape
+        dx_ND, dgates_Nk = torch.zeros_like(x_ND), torch.empty_like(gates_Nk)
         dw_in_EGD, dw_out_EDH = torch.empty_like(w_in_EGD), torch.empty_like(w_out_EDH)
-        begin = 0
-        for e, count in enumerate(counts):
-            end = begin + count
-            x, d, da, a, dh = (buffer[:count] for buffer in (x_nD, d_nD, da_nH, a_nH, dh_nG))
-            _gather(dout_ND, slot_S, k, begin, end, d)
-            torch.mm(d, w_out_EDH[e], out=da)
-            _swiglu_back(h_SG, gates_Nk, slot_S, da, begin, end, dh, dgates_Nk, a)
-            torch.mm(d.T, a, out=dw_out_EDH[e])
-            _gather(x_ND, slot_S, k, begin, end, x)
-            torch.mm(dh.T, x, out=dw_in_EGD[e])
-            torch.mm(dh, w_in_EGD[e], out=dx_SD[begin:end])
-            begin = end
-        return _combine(dx_SD, place_S, k), dgates_Nk, None, dw_in_EGD, dw_out_EDH
+        buffers = [x_ND.new_empty(max(counts), width) for width in (D, G // 2, G // 2, G)]
+        for e, (slots, h) in enumerate(zip(slot_S.split(counts), h_SG.split(counts), strict=True)):
+            row, da, a, dh = (buffer[: len(slots)] for buffer in buffers)
+            _gather(dout_ND, slots, k, row)
+            torch.mm(row, w_out_EDH[e], out=da)
+            _swiglu_back(h, gates_Nk, slots, da, dh, dgates_Nk, a)
+            torch.mm(row.T, a, out=dw_out_EDH[e])
+            _gather(x_ND, slots, k, row)
+            torch.mm(dh.T, row, out=dw_in_EGD[e])
+            torch.mm(dh, w_in_EGD[e], out=row)
+            _scatter_add(row, slots, k, dx_ND)
+        return dx_ND, dgates_Nk, None, dw_in_EGD, dw_out_EDH
 
 
-def _gather(x_ND: Tensor, slot_S: Tensor, k: int, begin: int, end: int, out_nD: Tensor) -> None:
-    """The tokens of the slots at sorted places begin..end."""
+def _gather(x_ND: Tensor, slots: Tensor, k: int, out_nD: Tensor) -> None:
+    """The rows of the slots' tokens."""
     D = x_ND.shape[1]
-    args = x_ND.data_ptr(), slot_S[begin:].data_ptr(), k, D
-    _share(end - begin, D, lambda a, z: _c().gather(*args, a, z, out_nD.data_ptr()))
+    args = x_ND.data_ptr(), slots.data_ptr(), k, D
+    _share(len(slots), D, lambda a, z: _c().gather(*args, a, z, out_nD.data_ptr()))
 
 
-def _swiglu(h_SG: Tensor, gates_Nk: Tensor, slot_S: Tensor, begin: int, end: int, a_nH: Tensor) -> None:
-    """silu(gate) · up · gate of the token, at sorted places begin..end."""
-    G = h_SG.shape[1]
-    args = h_SG[begin:].data_ptr(), gates_Nk.data_ptr(), slot_S[begin:].data_ptr(), G // 2
-    _share(end - begin, G, lambda a, z: _c().swiglu(*args, a, z, a_nH.data_ptr()))
+def _scatter_add(y_nD: Tensor, slots: Tensor, k: int, out_ND: Tensor) -> None:
+    """Adds the rows to those of the slots' tokens."""
+    D = y_nD.shape[1]
+    args = y_nD.data_ptr(), slots.data_ptr(), k, D
+    _share(len(slots), D, lambda a, z: _c().scatter_add(*args, a, z, out_ND.data_ptr()))
 
 
-def _swiglu_back(
-    h_SG: Tensor,
-    gates_Nk: Tensor,
-    slot_S: Tensor,
-    da_nH: Tensor,
-    begin: int,
-    end: int,
-    dh_nG: Tensor,
-    dgates_Nk: Tensor,
-    a_nH: Tensor,
-) -> None:
+def _swiglu(h_nG: Tensor, gates_Nk: Tensor, slots: Tensor, a_nH: Tensor, kept_nG: Tensor) -> None:
+    """silu(gate) · up · gate of the slot; and a copy of `h_nG`."""
+    G = h_nG.shape[1]
+    before = h_nG.data_ptr(), gates_Nk.data_ptr(), slots.data_ptr(), G // 2
+    after = a_nH.data_ptr(), kept_nG.data_ptr()
+    _share(len(slots), G, lambda a, z: _c().swiglu(*before, a, z, *after))
+
+
+def _swiglu_back(h_nG, gates_Nk, slots, da_nH, dh_nG, dgates_Nk, a_nH) -> None:
     """The gradients of hidden and gates from `da_nH`, and what `_swiglu` gave."""
-    G = h_SG.shape[1]
-    before = h_SG[begin:].data_ptr(), gates_Nk.data_ptr(), slot_S[begin:].data_ptr(), da_nH.data_ptr(), G // 2
+    G = h_nG.shape[1]
+    before = h_nG.data_ptr(), gates_Nk.data_ptr(), slots.data_ptr(), da_nH.data_ptr(), G // 2
     after = dh_nG.data_ptr(), dgates_Nk.data_ptr(), a_nH.data_ptr()
-    _share(end - begin, G, lambda a, z: _c().swiglu_back(*before, a, z, *after))
-
-
-def _combine(y_SD: Tensor, place_S: Tensor, k: int) -> Tensor:
-    """Σ_k of each token's slots, in the order of k."""
-    S, D = y_SD.shape
-    out_ND = y_SD.new_empty(S // k, D)
-    args = y_SD.data_ptr(), place_S.data_ptr(), k, D
-    _share(S // k, k * D, lambda a, z: _c().combine(*args, a, z, out_ND.data_ptr()))
-    return out_ND
+    _share(len(slots), G, lambda a, z: _c().swiglu_back(*before, a, z, *after))
 
 
 def cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:

@@ -74,10 +74,10 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
         "attend_back": [pointer, pointer, pointer, pointer, pointer, count, count, pointer, pointer, pointer],
         "route": [pointer, number, number, number, count, count, *[pointer] * 6],
         "route_back": [*[pointer] * 7, real, number, number, number, count, count, pointer],
-        "sort_slots": [pointer, count, number, pointer, pointer, pointer],
+        "sort_slots": [pointer, count, number, pointer, pointer],
         "gather": [pointer, pointer, number, number, count, count, pointer],
-        "combine": [pointer, pointer, number, number, count, count, pointer],
-        "swiglu": [pointer, pointer, pointer, number, count, count, pointer],
+        "scatter_add": [pointer, pointer, number, number, count, count, pointer],
+        "swiglu": [pointer, pointer, pointer, number, count, count, pointer, pointer],
         "swiglu_back": [pointer, pointer, pointer, pointer, number, count, count, pointer, pointer, pointer],
         "cross_entropy": [pointer, pointer, number, real, count, count, pointer],
     }.items():

@@ -428,9 +428,8 @@ void route_back(const float *probs, const float *gates, const int64_t *experts, 
 
 /* ---- experts ------------------------------------------------------------------------------------------ */
 
-/* A stable counting sort of slots by expert: how many each expert has [E], the sorted place of slot n*k + i, and
-   the slot at each place. */
-void sort_slots(const int64_t *experts, int64_t S, int E, int64_t *counts, int64_t *place, int64_t *slot)
+/* A stable counting sort of slots n*k + i by expert: how many each expert has [E], and the slot at each place. */
+void sort_slots(const int64_t *experts, int64_t S, int E, int64_t *counts, int64_t *slot)
 {
     int64_t next[E], first = 0;
     memset(counts, 0, sizeof(int64_t) * E);
@@ -439,34 +438,29 @@ void sort_slots(const int64_t *experts, int64_t S, int E, int64_t *counts, int64
         next[e] = first;
         first += counts[e];
     }
-    for (int64_t s = 0; s < S; s++) {
-        int64_t at = next[experts[s]]++;
-        place[s] = at;
-        slot[at] = s;
-    }
+    for (int64_t s = 0; s < S; s++) slot[next[experts[s]]++] = s;
 }
 
-/* out[i] = x[slot[i] / k] for sorted places i: [S, D]. */
+/* out[i] = x[slot[i] / k], the token of each slot: [n, D]. */
 void gather(const float *x, const int64_t *slot, int k, int D, int64_t begin, int64_t end, float *out)
 {
     for (int64_t i = begin; i < end; i++) memcpy(out + i * D, x + slot[i] / k * D, sizeof(float) * D);
 }
 
-/* out[n] = sum over i < k of y[place[n*k + i]], in the order of i: [N, D]. */
-void combine(const float *y, const int64_t *place, int k, int D, int64_t begin, int64_t end, float *out)
+/* out[slot[i] / k] += y[i]. The slots of one expert are of different tokens. */
+void scatter_add(const float *y, const int64_t *slot, int k, int D, int64_t begin, int64_t end, float *out)
 {
-    for (int64_t n = begin; n < end; n++) {
-        float *to = out + n * D;
-        memcpy(to, y + place[n * k] * D, sizeof(float) * D);
-        for (int i = 1; i < k; i++) {
-            const float *from = y + place[n * k + i] * D;
-            for (int c = 0; c < D; c++) to[c] += from[c];
-        }
+    for (int64_t i = begin; i < end; i++) {
+        const float *from = y + i * D;
+        float *to = out + slot[i] / k * D;
+        for (int c = 0; c < D; c++) to[c] += from[c];
     }
 }
 
-/* a = silu(gate) * up * g for sorted places: h [S, 2H] holds gate and up, g is gates[slot]; a [S, H]. */
-void swiglu(const float *h, const float *gates, const int64_t *slot, int H, int64_t begin, int64_t end, float *a)
+/* a = silu(gate) * up * g: h [n, 2H] holds gate and up, g is gates[slot]; a [n, H]. h is copied to `kept`: it was
+   written to a small place that stays in cache, which a product does faster than to new memory. */
+void swiglu(const float *h, const float *gates, const int64_t *slot, int H, int64_t begin, int64_t end, float *a,
+            float *kept)
 {
     for (int64_t i = begin; i < end; i++) {
         const float *gate = h + i * 2 * H, *up = gate + H;
@@ -477,6 +471,7 @@ void swiglu(const float *h, const float *gates, const int64_t *slot, int H, int6
             AT(to + c) = x / (1 + vexp(-x)) * AT(up + c) * g;
         }
         for (; c < H; c++) to[c] = gate[c] / (1 + expf(-gate[c])) * up[c] * g;
+        memcpy(kept + i * 2 * H, gate, sizeof(float) * 2 * H);
     }
 }
 
