@@ -20,17 +20,22 @@ _FLAGS = ["-O3", "-march=native", "-std=gnu11", "-shared", "-fPIC"]
 
 @functools.lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None without a C compiler (`CC`, else `cc`)."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if compiler is None:
+    """The compiled kernels, or None where they cannot be made."""
+    found = compiler()
+    if found is None:
         return None
-    path = _cache() / f"kernels-{_key(compiler)}.so"
+    path = _cache() / f"kernels-{_key(found)}.so"
     try:
         if not path.exists():
-            _compile(compiler, path)
+            _compile(found, path)
         return _typed(ctypes.CDLL(str(path)))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
+
+
+def compiler() -> str | None:
+    """The C compiler of this machine, if it has one; `CC=none` does without."""
+    return shutil.which(os.environ.get("CC") or "cc")
 
 
 def _compile(compiler: str, path: Path) -> None:
@@ -38,9 +43,8 @@ def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        subprocess.run(
-            [compiler, *_FLAGS, "-o", draft, _SOURCE, "-lm"], check=True, capture_output=True, timeout=120
-        )
+        command = [compiler, *_FLAGS, "-o", str(draft), str(_SOURCE), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
         draft.rename(path)
 
 
@@ -51,8 +55,8 @@ def _cache() -> Path:
 
 def _key(compiler: str) -> str:
     """Source, flags, compiler and processor: a home folder may be shared by unlike machines."""
-    size, changed = os.stat(compiler).st_size, os.stat(compiler).st_mtime_ns
-    parts = [_SOURCE.read_text(), *_FLAGS, compiler, str(size), str(changed), _processor()]
+    made = os.stat(compiler)
+    parts = [_SOURCE.read_text(), *_FLAGS, compiler, f"{made.st_size} {made.st_mtime_ns}", _processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
