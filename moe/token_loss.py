@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moe import cpu
 
-_CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25  # logits at a time: those of a CPU stay in its cache
+_CPU_CHUNK, _GPU_CHUNK = 2**17, 2**25  # logits at a time: those of a CPU stay in its cache
 
 
 def token_loss(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -33,11 +33,12 @@ class _TokenLoss(torch.autograd.Function):
             dhead_DV = torch.zeros(D, V, dtype=exact, device=x.device) if learns else None
             to_gradient = cpu.cross_entropy_ if cpu.serves(x_ND) else _cross_entropy_
             rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // V)
+            logits_nV = torch.empty(min(rows, N), V, dtype=dtype, device=x.device)  # stays in a CPU's cache
             losses = []
             for x_nD, targets_n, first in zip(
                 x.split(rows), targets_N.split(rows), range(0, N, rows), strict=True
             ):
-                p_nV = (x_nD @ head.T).to(exact)
+                p_nV = torch.mm(x_nD, head.T, out=logits_nV[: len(x_nD)]).to(exact)
                 losses.append(to_gradient(p_nV, targets_n, 1 / N))
                 if dx_ND is not None and dhead_DV is not None:
                     d_nV = p_nV.to(dtype)
