@@ -1,5 +1,6 @@
 """Next-token cross-entropy through the head, a chunk of tokens at a time, its gradient with it."""
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ def token_loss(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the logits x·headᵀ; never all [N, V] of them at once.
 
     The softmax is in fp32 (or in the dtype of `x_ND` where that is wider), products in the dtype of autocast.
+    With a leading axis of R runs on all three, one mean each: [R].
     """
     return _TokenLoss.apply(x_ND, head_VD, targets_N, torch.is_grad_enabled())
 
@@ -24,34 +26,35 @@ class _TokenLoss(torch.autograd.Function):
         kind = x_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_ND.dtype
         exact = torch.promote_types(dtype, torch.float32)
-        (N, D), V = x_ND.shape, len(head_VD)
+        (*runs, N, D), V = x_ND.shape, head_VD.shape[-2]
         with torch.autocast(kind, enabled=False):
             x, head = x_ND.to(dtype), head_VD.to(dtype)
-            dx_ND = torch.empty(N, D, dtype=exact, device=x.device) if learns else None
-            dhead_VD = torch.zeros(V, D, dtype=exact, device=x.device) if learns else None
-            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // V)
+            dx_ND = torch.empty(*runs, N, D, dtype=exact, device=x.device) if learns else None
+            dhead_VD = torch.zeros(*runs, V, D, dtype=exact, device=x.device) if learns else None
+            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // (V * math.prod(runs)))
             losses = []
             for x_nD, targets_n, first in zip(
-                x.split(rows), targets_N.split(rows), range(0, N, rows), strict=True
+                x.split(rows, -2), targets_N.split(rows, -1), range(0, N, rows), strict=True
             ):
-                p_nV = (x_nD @ head.T).to(exact)
-                p_nV -= p_nV.amax(1, keepdim=True)
-                chosen_n1 = p_nV.gather(1, targets_n[:, None])
-                total_n1 = p_nV.exp_().sum(1, keepdim=True)
-                losses.append(total_n1.log().sub_(chosen_n1).sum())
+                p_nV = (x_nD @ head.mT).to(exact)
+                p_nV -= p_nV.amax(-1, keepdim=True)
+                chosen_n1 = p_nV.gather(-1, targets_n[..., None])
+                total_n1 = p_nV.exp_().sum(-1, keepdim=True)
+                losses.append(total_n1.log().sub_(chosen_n1).sum((-2, -1)))
                 if dx_ND is None or dhead_VD is None:
                     continue
                 p_nV *= total_n1.mul_(N).reciprocal_()
-                p_nV.scatter_add_(1, targets_n[:, None], p_nV.new_full((len(p_nV), 1), -1 / N))
+                p_nV.scatter_add_(-1, targets_n[..., None], p_nV.new_full(chosen_n1.shape, -1 / N))
                 d_nV = p_nV.to(dtype)
-                dx_ND[first : first + rows] = d_nV @ head
-                dhead_VD += d_nV.T @ x_nD
+                dx_ND[..., first : first + rows, :] = d_nV @ head
+                dhead_VD += d_nV.mT @ x_nD
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.dtypes = x_ND.dtype, head_VD.dtype
-        return torch.stack(losses).sum() / N
+        return torch.stack(losses).sum(0) / N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         dx_ND, dhead_VD = ctx.saved_tensors
         x_dtype, head_dtype = ctx.dtypes
-        return (dx_ND * grads[0]).to(x_dtype), (dhead_VD * grads[0]).to(head_dtype), None, None
+        grad_11 = grads[0][..., None, None]
+        return (dx_ND * grad_11).to(x_dtype), (dhead_VD * grad_11).to(head_dtype), None, None
