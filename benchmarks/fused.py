@@ -2,7 +2,7 @@
 
     python benchmarks/fused.py [--models pico nano] [--runs 1 4 16] [--device cuda] [--precision bf16]
 
-Prints tokens/s of all runs together, each the median over rounds in which both ways take turns, and the ratio.
+Prints tokens/s of all runs together, the median over rounds in which both ways take turns, and their ratio.
 Batches are drawn before: making them costs a run as much either way. On CPU one thread.
 """
 

@@ -25,8 +25,8 @@ from moe.train import Learnt, Line, Trainer, autocast
 class Bank:
     """Trainers that take their next steps together; each is what it would be alone, up to rounding.
 
-    They share model, batch size, sequence length, precision and device, and may differ in everything else. From
-    here on their parameters are views: a trainer may leave at any time, and goes on alone or in another bank.
+    They share model, batch size, sequence length, precision and device, and may differ in everything else.
+    Their parameters become views: a trainer may leave at any time, and goes on alone or in another bank.
     """
 
     def __init__(self, trainers: Sequence[Trainer]):
@@ -43,7 +43,7 @@ class Bank:
         ).T
 
     def advance(self, tokens: Sequence[np.ndarray]) -> list[Line | Exception]:
-        """One update of each by its own tokens [B, T+1]: its line, or what went wrong in it alone (Diverged)."""
+        """One update of each by its own tokens [B, T+1]: its line, or what went wrong in it alone."""
         learnt, results, numbers = self._learn(tokens), dict[int, Line | Exception](), dict[int, Tensor]()
         for r, trainer in enumerate(self.trainers):
             try:
@@ -66,8 +66,10 @@ class Bank:
             balance_R, z_R = _router_losses(routings, loss_R)
         balance_coef_R, z_coef_R = self._coefs_2R
         self._back((loss_R + balance_coef_R * balance_R + z_coef_R * z_R).sum())
-        of_runs = zip(*(_apart(routing) for routing in routings), strict=True) if routings else [()] * len(tokens)
-        losses = [loss_R.detach().unbind(), balance_R.detach().unbind(), z_R.detach().unbind()]
+        of_runs = (
+            zip(*(_apart(routing) for routing in routings), strict=True) if routings else [()] * len(tokens)
+        )
+        losses = (each_R.detach().unbind() for each_R in (loss_R, balance_R, z_R))
         return [Learnt(*each, list(own)) for *each, own in zip(*losses, of_runs, strict=True)]
 
     def _back(self, total: Tensor) -> None:
@@ -159,12 +161,8 @@ class FusedModel:
         weights = [self.weights[f"{name}.{part}.weight"] for part in ("query", "key", "value")]
         x_RNHC = _linear(x_RND, torch.cat(weights, dim=1)).view(R, N, Q + 2 * K, C)
         q_gain_RC, k_gain_RC = (self.weights[f"{name}.{part}_norm.weight"] for part in ("query", "key"))
-        gain_RHC = torch.cat(
-            [q_gain_RC[:, None].expand(R, Q, C), k_gain_RC[:, None].expand(R, K, C)], dim=1
-        )
-        normed_RNHC = _RMSNorm.apply(
-            x_RNHC[:, :, : Q + K].float(), gain_RHC[:, None], self.config.norm_eps
-        )
+        gain_RHC = torch.cat([q_gain_RC[:, None].expand(R, Q, C), k_gain_RC[:, None].expand(R, K, C)], dim=1)
+        normed_RNHC = _RMSNorm.apply(x_RNHC[:, :, : Q + K].float(), gain_RHC[:, None], self.config.norm_eps)
         turned_BTHC = _Turn.apply(normed_RNHC.reshape(R * B, T, Q + K, C), *rope)
         q_BTQC, k_BTKC = turned_BTHC.split([Q, K], dim=2)
         v_BTKC = x_RNHC[:, :, Q + K :].unflatten(1, (B, T)).flatten(0, 1)

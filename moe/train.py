@@ -109,7 +109,7 @@ class Trainer:
         return Learnt(loss, load_balance, z, routings)
 
     def update(self, learnt: Learnt) -> Tensor:
-        """Clips, steps and balances; gives loss, gradient norm, load-balance and z-loss, not yet read: [4]."""
+        """Clips, steps and balances; gives loss, gradient norm, load-balance and z-loss, unread: [4]."""
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
         self.optimizer.step(self.learning_rate.at(self.step))
         with torch.no_grad():

@@ -7,8 +7,7 @@ import torch
 
 from moe.bank import Bank
 from moe.config import LearningRate, Schedule
-from moe.growth import grow_weights
-from moe.train import Diverged, Trainer, initial_state
+from moe.train import Trainer, initial_state
 
 RUNS = 3
 # A case a choice of ModelConfig that the fused forward has to follow.
