@@ -69,14 +69,18 @@ class Bank:
         of_runs = (
             zip(*(_apart(routing) for routing in routings), strict=True) if routings else [()] * len(tokens)
         )
-        losses = (each_R.detach().unbind() for each_R in (loss_R, balance_R, z_R))
-        return [Learnt(*each, list(own)) for *each, own in zip(*losses, of_runs, strict=True)]
+        losses = loss_R.detach(), balance_R.detach(), z_R.detach()
+        return [
+            Learnt(loss, load_balance, z, list(own))
+            for loss, load_balance, z, own in zip(*losses, of_runs, strict=True)
+        ]
 
     def _back(self, total: Tensor) -> None:
         """A run's loss depends on its own rows alone, so that the gradient of their sum is each one's own."""
         weights = self.model.weights
         gradients = torch.autograd.grad(total, list(weights.values()))
         for name, gradient in zip(weights, gradients, strict=True):
+            gradient = gradient.contiguous()  # AdamW's kernel takes gradients to lie as their parameters do
             for parameter, row in zip(self.model.rows[name], gradient.unbind(), strict=True):
                 parameter.grad = row
 

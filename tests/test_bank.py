@@ -7,7 +7,7 @@ import torch
 
 from moe.bank import Bank
 from moe.config import LearningRate, Schedule
-from moe.train import Trainer, initial_state
+from moe.train import Diverged, Trainer, initial_state
 
 RUNS = 3
 # A case a choice of ModelConfig that the fused forward has to follow.
@@ -74,3 +74,101 @@ def test_in_bf16_too():
     """Both round to 8 bits, in other places: a hundredth, and the same experts on these seeds."""
     model = tiny.model()
     assert_learns_alike(three(model, precision="bf16"), three(model, precision="bf16"), rel=1e-2)
+
+
+def differing(runs: int = RUNS) -> list[Trainer]:
+    """Runs that share nothing but their shape: seed, data, rate, clipping, decay, coefficients."""
+    model = tiny.model(gate="sigmoid_renormalised", selection_bias_rate=0.001)
+    each = [
+        {"lr": 1e-3},
+        {"lr": 4e-3, "grad_clip": 0.1, "weight_decay": 0.0},
+        {"lr": 2e-3, "load_balance_coef": 0.0, "z_loss_coef": 0.5, "beta1": 0.8},
+    ]
+    return [trainer(model, seed, **fields) for seed, fields in enumerate(each[:runs])]
+
+
+def test_curves_stay_within_the_noise_of_equal_mathematics():
+    """Fifty steps: fused runs are no further from separate ones, ten times over, than those are from runs that
+    read the rows of each batch in the other order."""
+    separate = [list(run.steps(50)) for run in differing()]
+    fused, turned = differing(), differing()
+    bank = Bank(fused)
+    together = [bank.advance([run.read() for run in fused]) for _ in range(50)]
+    for run in turned:
+        run.batches = lambda step, read=run.batches: read(step)[::-1].copy()
+    noise = max(
+        abs(a["loss"] - b["loss"])
+        for alone, run in zip(separate, turned, strict=True)
+        for a, b in zip(alone, run.steps(50), strict=True)
+    )
+    assert noise < 1e-3
+    for alone, lines in zip(separate, zip(*together, strict=True), strict=True):
+        for ours, theirs in zip(lines, alone, strict=True):
+            assert ours.keys() == theirs.keys()
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=10 * max(noise, 1e-6))
+            assert [ours[name] for name in ("step", "lr", "tokens", "flops")] == [
+                theirs[name] for name in ("step", "lr", "tokens", "flops")
+            ]
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
+
+
+def test_a_run_leaves_a_bank_joins_another_and_goes_on_alone():
+    separate, runs = differing(), differing()
+    for run in separate:
+        list(run.steps(9))
+    for members in (runs, runs[1:], runs[::2]):
+        bank = Bank(members)
+        for _ in range(3):
+            bank.advance([run.read() for run in members])
+    list(runs[1].steps(9))
+    for run in (runs[0], runs[2]):
+        list(run.steps(9))
+    for ours, theirs in zip(runs, separate, strict=True):
+        assert ours.step == 9
+        state, other = ours.state(), theirs.state()
+        for mine, alone in ((state.weights, other.weights), (state.moments.first, other.moments.first)):
+            for name, tensor in mine.items():
+                torch.testing.assert_close(tensor, alone[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_that_diverges_leaves_the_lines_of_the_others_as_they_were():
+    model = tiny.model()
+    runs = [trainer(model, 0), trainer(model, 1, lr=1e6), trainer(model, 2)]
+    alone = [list(trainer(model, seed).steps(8)) for seed in (0, 2)]
+    bank, seen = Bank(runs), []
+    while not any(isinstance(result, Exception) for result in (seen[-1] if seen else [])):
+        seen.append(bank.advance([run.read() for run in runs]))
+        assert len(seen) < 8
+    assert [type(result) for result in seen[-1]] == [dict, Diverged, dict]
+    for place, lines in zip((0, 2), alone, strict=True):
+        ours = [results[place]["loss"] for results in seen]
+        assert ours == pytest.approx([line["loss"] for line in lines[: len(ours)]], abs=1e-5)
+
+
+def test_an_update_that_raises_harms_no_neighbour(monkeypatch):
+    runs = differing()
+    monkeypatch.setattr(runs[1], "update", lambda learnt: 1 / 0)
+    results = Bank(runs).advance([run.read() for run in runs])
+    assert [type(result) for result in results] == [dict, ZeroDivisionError, dict]
+
+
+def test_runs_of_two_shapes_are_no_bank():
+    with pytest.raises(AssertionError, match="2 shapes"):
+        Bank([trainer(tiny.model(), 0), trainer(tiny.model(num_layers=3), 0)])
+
+
+def test_a_step_of_a_bank_reads_its_numbers_at_once(monkeypatch):
+    """`tolist` and `item` are where a GPU is waited for; the loop over experts reads its counts besides."""
+    reads = []
+    for name in ("tolist", "item"):
+        original = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda self, original=original: reads.append(self.shape) or original(self)
+        )
+    monkeypatch.setattr("moe.grouped.may_group", lambda x_ND, w_in_EGD: True)
+    runs = three(tiny.model(hidden_size=16, expert_hidden_size=8))
+    Bank(runs).advance([run.read() for run in runs])
+    assert reads == [(RUNS, 4)]
+    reads.clear()
+    runs[0].advance(runs[0].read())
+    assert reads == [(4,)]
