@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from sweeps.plan import Plan, Task
 from sweeps.speed import Shape, shape_of
+from sweeps.trajectory import Trajectory
 
 
 def fused_shape(task: Task) -> Shape | None:
@@ -41,13 +42,18 @@ def bundles(heads: Sequence[Task], others: Iterable[Task], fuse: int) -> list[li
 
 
 def most_alike(plan: Plan) -> int:
-    """The most trajectories of one shape that are still to be trained."""
-    alike: dict[Shape, set[str]] = defaultdict(set)
+    """The most trajectories of one shape that are still to be trained; one that starts from a state of
+    another of these is not counted, since it follows it."""
+    alike: dict[Shape, dict[str, Trajectory]] = defaultdict(dict)
     for task in plan.tasks.values():
         shape = fused_shape(task)
         if shape is not None:
-            alike[shape].add(task.trajectory.id)
-    return max(map(len, alike.values()), default=0)
+            alike[shape][task.trajectory.id] = task.trajectory
+    first = [
+        [each for each in group.values() if each.parent is None or each.parent.trajectory.id not in group]
+        for group in alike.values()
+    ]
+    return max(map(len, first), default=0)
 
 
 def described(plan: Plan, fuse: int, on_gpu: bool) -> str | None:

@@ -88,8 +88,8 @@ def differing(runs: int = RUNS) -> list[Trainer]:
 
 
 def test_curves_stay_within_the_noise_of_equal_mathematics():
-    """Fifty steps: fused runs are no further from separate ones, ten times over, than those are from runs that
-    read the rows of each batch in the other order."""
+    """Fifty steps: fused runs are no further from separate ones, ten times over, than those are from runs
+    that read the rows of each batch in the other order."""
     separate = [list(run.steps(50)) for run in differing()]
     fused, turned = differing(), differing()
     bank = Bank(fused)
