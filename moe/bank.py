@@ -2,7 +2,7 @@
 
 Small models leave a GPU waiting for its next kernel; R of them in one kernel leave it waiting no longer. Each
 run's parameters are a row of a stack [R, …]. Dense products are batched over the runs, and their experts are
-one layer of R·E experts that sees R·N tokens. What follows the gradients is each trainer's own code.
+one layer of R·E experts that sees R·N tokens. Clipping, rates, decay and lines are each run's own.
 
 Shape letters: router.py, and R runs.
 """
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from moe.growth import Tensors
 from moe.model import Block, MoETransformer, _RMSNorm, _Turn
+from moe.optimizer import step_together
 from moe.router import Routing, choose, counts_of, sorted_experts, within_capacity
 from moe.token_loss import token_loss
 from moe.train import Learnt, Line, Trainer, autocast
@@ -38,42 +39,36 @@ class Bank:
         assert trainers[0].ranks.size == 1, "a run on several ranks in a bank"
         self.trainers = list(trainers)
         self.model = FusedModel([trainer.model for trainer in trainers])
-        self._coefs_2R = torch.tensor(
-            [[t.train.load_balance_coef, t.train.z_loss_coef] for t in trainers], device=trainers[0].device
-        ).T
+        settings = [(t.train.load_balance_coef, t.train.z_loss_coef, t.train.grad_clip) for t in trainers]
+        self._settings_3R = torch.tensor(settings, device=trainers[0].device).T
 
     def advance(self, tokens: Sequence[np.ndarray]) -> list[Line | Exception]:
         """One update of each by its own tokens [B, T+1]: its line, or what went wrong in it alone."""
-        learnt, results, numbers = self._learn(tokens), dict[int, Line | Exception](), dict[int, Tensor]()
-        for r, trainer in enumerate(self.trainers):
+        learnt, of_runs = self._learn(tokens)
+        norm_R = self._clip()
+        step_together([(each.optimizer, each.learning_rate.at(each.step)) for each in self.trainers])
+        numbers = torch.stack([learnt.loss, norm_R, learnt.load_balance, learnt.z], dim=1).tolist()
+        results: list[Line | Exception] = []
+        for trainer, routings, own in zip(self.trainers, of_runs, numbers, strict=True):
             try:
-                numbers[r] = trainer.update(learnt[r])
-            except Exception as error:  # the others' gradients are there
-                results[r] = error
-        read = torch.stack(list(numbers.values())).tolist() if numbers else []
-        for r, each in zip(numbers, read, strict=True):
-            try:
-                results[r] = self.trainers[r].line(each, learnt[r].routings)
-            except Exception as error:
-                results[r] = error
-        return [results[r] for r in range(len(self.trainers))]
+                trainer.settle(routings)
+                results.append(trainer.line(own, routings))
+            except Exception as error:  # the others have their own
+                results.append(error)
+        return results
 
-    def _learn(self, tokens: Sequence[np.ndarray]) -> list[Learnt]:
+    def _learn(self, tokens: Sequence[np.ndarray]) -> tuple[Learnt, list[list[Routing]]]:
+        """Forward and backward, every field [R, …], and each run's routings; the gradients are in place."""
         first = self.trainers[0]
         tokens_RBT1 = torch.from_numpy(np.stack(tokens)).to(first.device)
         with autocast(first.train.precision, first.device):
             loss_R, routings = self.model.language_losses(tokens_RBT1)
             balance_R, z_R = _router_losses(routings, loss_R)
-        balance_coef_R, z_coef_R = self._coefs_2R
+        balance_coef_R, z_coef_R, _ = self._settings_3R
         self._back((loss_R + balance_coef_R * balance_R + z_coef_R * z_R).sum())
-        of_runs = (
-            zip(*(_apart(routing) for routing in routings), strict=True) if routings else [()] * len(tokens)
-        )
-        losses = loss_R.detach(), balance_R.detach(), z_R.detach()
-        return [
-            Learnt(loss, load_balance, z, list(own))
-            for loss, load_balance, z, own in zip(*losses, of_runs, strict=True)
-        ]
+        of_layers = [_apart(routing) for routing in routings]
+        of_runs = [[of_layer[r] for of_layer in of_layers] for r in range(len(tokens))]
+        return Learnt(loss_R.detach(), balance_R.detach(), z_R.detach(), routings), of_runs
 
     def _back(self, total: Tensor) -> None:
         """A run's loss depends on its own rows alone, so that the gradient of their sum is each one's own."""
@@ -84,13 +79,24 @@ class Bank:
             for parameter, row in zip(self.model.rows[name], gradient.unbind(), strict=True):
                 parameter.grad = row
 
+    @torch.no_grad()
+    def _clip(self) -> Tensor:
+        """`clip_grad_norm_` of every run; their norms before it [R]."""
+        own_P = [[p.grad for p in t.model.parameters() if p.grad is not None] for t in self.trainers]
+        norms = torch._foreach_norm([gradient for own in own_P for gradient in own])  # pyright: ignore
+        norm_R = torch.stack(norms).view(len(own_P), -1).norm(dim=1)
+        scale_R = (self._settings_3R[2] / (norm_R + 1e-6)).clamp(max=1.0)
+        for own, scale in zip(own_P, scale_R.unbind(), strict=True):
+            torch._foreach_mul_(own, scale)  # pyright: ignore
+        return norm_R
+
 
 class FusedModel:
     """MoETransformers of one configuration as one, their tensors rows of `weights` and `buffers`: [R, …]."""
 
     def __init__(self, models: Sequence[MoETransformer]):
         self.one = models[0]  # its structure; weights are read from the stacks
-        self.config, self.size = self.one.config, len(models)
+        self.config = self.one.config
         own = [model.state_dict(keep_vars=True) for model in models]
         self.rows = {name: [tensors[name] for tensors in own] for name in own[0]}
         self.weights: Tensors = {}

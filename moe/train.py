@@ -112,12 +112,16 @@ class Trainer:
         """Clips, steps and balances; gives loss, gradient norm, load-balance and z-loss, unread: [4]."""
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
         self.optimizer.step(self.learning_rate.at(self.step))
-        with torch.no_grad():
-            for moe, routing in zip(self.model.moe_layers(), learnt.routings, strict=True):
-                moe.balance(routing)
+        self.settle(learnt.routings)
+        return torch.stack([learnt.loss, grad_norm, learnt.load_balance, learnt.z])
+
+    @torch.no_grad()
+    def settle(self, routings: list[Routing]) -> None:
+        """What follows the optimizer's step: the selection biases move, and the step counts."""
+        for moe, routing in zip(self.model.moe_layers(), routings, strict=True):
+            moe.balance(routing)
         self.step += 1
         self._tokens += self.train.tokens_per_step
-        return torch.stack([learnt.loss, grad_norm, learnt.load_balance, learnt.z])
 
     def line(self, numbers: list[float], routings: list[Routing]) -> Line:
         """The metrics of the update just done, of which `update` gave the numbers; raises Diverged."""

@@ -48,12 +48,12 @@ def gradients(run: Trainer) -> dict[str, torch.Tensor]:
 
 def assert_learns_alike(separate: list[Trainer], fused: list[Trainer], rel: float) -> None:
     """Losses and, over its norm, each gradient."""
-    together = Bank(fused)._learn([run.read() for run in fused])
-    for ours, theirs, learnt in zip(fused, separate, together, strict=True):
+    together, of_runs = Bank(fused)._learn([run.read() for run in fused])
+    for r, (ours, theirs, routings) in enumerate(zip(fused, separate, of_runs, strict=True)):
         alone = theirs._learn(theirs.read())
-        for a, b in zip(learnt[:3], alone[:3], strict=True):
-            torch.testing.assert_close(a, b, rtol=rel, atol=1e-7)
-        for a, b in zip(learnt.routings, alone.routings, strict=True):
+        for a_R, b in zip(together[:3], alone[:3], strict=True):
+            torch.testing.assert_close(a_R[r], b, rtol=rel, atol=1e-7)
+        for a, b in zip(routings, alone.routings, strict=True):
             assert torch.equal(a.experts_Nk, b.experts_Nk)
             assert torch.equal(a.load_E, b.load_E)
             torch.testing.assert_close(a.entropy, b.entropy, rtol=rel, atol=1e-7)
@@ -145,9 +145,9 @@ def test_a_run_that_diverges_leaves_the_lines_of_the_others_as_they_were():
         assert ours == pytest.approx([line["loss"] for line in lines[: len(ours)]], abs=1e-5)
 
 
-def test_an_update_that_raises_harms_no_neighbour(monkeypatch):
+def test_a_line_that_cannot_be_made_harms_no_neighbour(monkeypatch):
     runs = differing()
-    monkeypatch.setattr(runs[1], "update", lambda learnt: 1 / 0)
+    monkeypatch.setattr(runs[1], "line", lambda numbers, routings: 1 / 0)
     results = Bank(runs).advance([run.read() for run in runs])
     assert [type(result) for result in results] == [dict, ZeroDivisionError, dict]
 
@@ -172,3 +172,14 @@ def test_a_step_of_a_bank_reads_its_numbers_at_once(monkeypatch):
     reads.clear()
     runs[0].advance(runs[0].read())
     assert reads == [(4,)]
+
+
+def test_a_run_that_is_not_a_number_leaves_its_neighbours_to_the_bit():
+    runs, well = three(tiny.model(capacity_factor=0.75)), three(tiny.model(capacity_factor=0.75))
+    with torch.no_grad():
+        runs[1].model.embedding.weight.fill_(torch.nan)
+    for _ in range(2):
+        results = Bank(runs).advance([run.read() for run in runs])
+        expected = Bank(well).advance([run.read() for run in well])
+        assert [type(result) for result in results] == [dict, Diverged, dict]
+        assert results[::2] == expected[::2]

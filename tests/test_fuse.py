@@ -25,7 +25,9 @@ from sweeps.study import run_study
 from sweeps.trajectory import Kind
 from sweeps.worker import perform, perform_together
 
-TOLERANCE = 5e-4  # nats: 24 steps of tiny models; two roundings of one training differ by about a tenth of it
+TOLERANCE = (
+    1e-4  # nats over 24 steps; 1e-6, the last digit stored, is usual, and a choice of experts may turn
+)
 
 
 def trunks(*seeds: int, **fields):
