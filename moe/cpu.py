@@ -234,11 +234,12 @@ def _swiglu_back(h_nG, gates_Nk, slots, da_nH, dh_nG, dgates_Nk, a_nH) -> None:
 
 
 def cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:
-    """The sum of next-token cross-entropies; the logits become scale · (softmax − one-hot of the target)."""
-    (n, V), losses_n = logits_nV.shape, logits_nV.new_empty(len(logits_nV))
+    """Next-token cross-entropies [n]; the logits become scale · (softmax − one-hot of the target)."""
+    targets_n, losses_n = targets_n.contiguous(), logits_nV.new_empty(targets_n.shape)
+    V = logits_nV.shape[-1]
     args = logits_nV.data_ptr(), targets_n.data_ptr(), V, scale
-    _share(n, V, lambda a, z: _c().cross_entropy(*args, a, z, losses_n.data_ptr()))
-    return losses_n.sum()
+    _share(losses_n.numel(), V, lambda a, z: _c().cross_entropy(*args, a, z, losses_n.data_ptr()))
+    return losses_n
 
 
 # -- threads -------------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ class RMSNorm(nn.Module):
 class _RMSNorm(torch.autograd.Function):
     """Its own backward, in few passes: on CPU torch's norm is a chain of small operations.
 
-    The gain is [size], or [heads, size] for heads that each have their own.
+    The gain is [size], or wider where heads or runs (moe/bank.py) each have their own.
     """
 
     @staticmethod
@@ -247,7 +247,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor):
         (dy,) = grads
         x, gain, inverse = ctx.saved_tensors
-        dgain = (dy * x).mul_(inverse).flatten(0, -1 - gain.ndim).sum(0)
+        dgain = (dy * x).mul_(inverse).sum_to_size(gain.shape)
         dx = dy * gain
         along = torch.linalg.vecdot(dx, x).unsqueeze(-1).mul_(inverse.square()).div_(-x.shape[-1])
         return dx.addcmul_(x, along).mul_(inverse), dgain, None

@@ -1,9 +1,9 @@
 """AdamW over named parameters, its moments plain tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from moe.config import ModelConfig, TrainConfig
@@ -40,35 +40,29 @@ class AdamW:
             self._second[name] = moments.second[name].to(device, copy=True)
             self._counts[name] = torch.tensor(float(moments.step), device=device)
 
-    @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update by the gradients, which are dropped."""
-        for (decay, eps), names in self.groups().items():
-            names = [name for name in names if self._parameters[name].grad is not None]
-            for name in names:
-                if name not in self._first:
-                    parameter = self._parameters[name]
-                    self._first[name] = torch.zeros_like(parameter)
-                    self._second[name] = torch.zeros_like(parameter)
-                    self._counts[name] = torch.zeros((), device=parameter.device)
-            adamw(
-                [self._parameters[name] for name in names],
-                [gradient for name in names if (gradient := self._parameters[name].grad) is not None],
-                [self._first[name] for name in names],
-                [self._second[name] for name in names],
-                [],
-                [self._counts[name] for name in names],
-                fused=True,
-                amsgrad=False,
-                beta1=self._train.beta1,
-                beta2=self._train.beta2,
-                lr=lr,
-                weight_decay=decay,
-                eps=eps,
-                maximize=False,
-            )
+        step_together([(self, lr)])
+
+    def rows(self, names: list[str]) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Parameter, gradient, moments and count of those that have a gradient; moments begin at zero."""
+        for name in names:
+            parameter = self._parameters[name]
+            if parameter.grad is None:
+                continue
+            if name not in self._first:
+                self._first[name] = torch.zeros_like(parameter)
+                self._second[name] = torch.zeros_like(parameter)
+                self._counts[name] = torch.zeros((), device=parameter.device)
+            yield parameter, parameter.grad, self._first[name], self._second[name], self._counts[name]
+
+    def drop_gradients(self) -> None:
         for parameter in self._parameters.values():
             parameter.grad = None
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        return self._train.beta1, self._train.beta2
 
     def groups(self) -> dict[tuple[float, float], list[str]]:
         """The names of parameters by their weight decay and ε."""
@@ -78,3 +72,32 @@ class AdamW:
             scale = self._multiplier if name.startswith("layers.") else 1.0
             groups.setdefault((decay, self._train.eps * scale), []).append(name)
         return groups
+
+
+@torch.no_grad()
+def step_together(steps: Sequence[tuple[AdamW, float]]) -> None:
+    """`step` of each at its own rate, the tensors of equal settings in one call of the kernel."""
+    calls: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
+    for optimizer, lr in steps:
+        for (decay, eps), names in optimizer.groups().items():
+            calls.setdefault((lr, decay, eps, *optimizer.betas), []).extend(optimizer.rows(names))
+    for (lr, decay, eps, beta1, beta2), rows in calls.items():
+        parameters, gradients, first, second, counts = (list(column) for column in zip(*rows, strict=True))
+        adamw(
+            parameters,
+            gradients,
+            first,
+            second,
+            [],
+            counts,
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=lr,
+            weight_decay=decay,
+            eps=eps,
+            maximize=False,
+        )
+    for optimizer, _ in steps:
+        optimizer.drop_gradients()

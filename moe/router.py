@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe import cpu
+from moe import cpu, grouped
 from moe.config import Gate, ModelConfig
 
 
@@ -46,7 +46,6 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
     form normalised by k, 1 at balance) and P the mean probability, and z-loss on logsumexp − ln E: both
     unchanged when every expert and k are multiplied alike.
     """
-    logits_NE = logits_NE.float()
     num_experts = logits_NE.shape[1]
     if cpu.serves(logits_NE) and _is_plain(config, bias_E):
         renormalise = config.gate is Gate.SOFTMAX_RENORMALISED
@@ -55,6 +54,28 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
         )
         loss = _load_balance(load_E, probs_E)
         return Routing(gates_Nk, experts_Nk, loss, z_loss, load_E, probs_E, entropy)
+    gates_Nk, experts_Nk, probs_NE, total_N1 = choose(logits_NE, config, bias_E)
+    if config.capacity_factor is not None:
+        gates_Nk = gates_Nk * within_capacity(experts_Nk, num_experts, config.capacity_factor)
+
+    load_E, probs_E = _load(experts_Nk, num_experts), probs_NE.mean(0)
+    z_N1 = total_N1 - math.log(num_experts)
+    return Routing(
+        gates_Nk=gates_Nk,
+        experts_Nk=experts_Nk,
+        load_balance_loss=_load_balance(load_E, probs_E),
+        z_loss=z_N1.square().mean(),
+        load_E=load_E,
+        probs_E=probs_E,
+        entropy=-torch.special.xlogy(probs_NE.detach(), probs_NE.detach()).sum(-1).mean(),
+    )
+
+
+def choose(
+    logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What depends on each token alone: gates and experts [N, k], probabilities [N, E], logsumexp [N, 1]."""
+    logits_NE = logits_NE.float()
     total_N1 = logits_NE.logsumexp(-1, keepdim=True)
     match config.gate:
         case Gate.SOFTMAX | Gate.SOFTMAX_RENORMALISED:
@@ -81,20 +102,7 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
             gates_Nk = top_Nk.softmax(-1)
     if config.route_scale != 1.0:
         gates_Nk = gates_Nk * config.route_scale
-    if config.capacity_factor is not None:
-        gates_Nk = gates_Nk * _within_capacity(experts_Nk, num_experts, config.capacity_factor)
-
-    load_E, probs_E = _load(experts_Nk, num_experts), probs_NE.mean(0)
-    z_N1 = total_N1 - math.log(num_experts)
-    return Routing(
-        gates_Nk=gates_Nk,
-        experts_Nk=experts_Nk,
-        load_balance_loss=_load_balance(load_E, probs_E),
-        z_loss=z_N1.square().mean(),
-        load_E=load_E,
-        probs_E=probs_E,
-        entropy=-torch.special.xlogy(probs_NE.detach(), probs_NE.detach()).sum(-1).mean(),
-    )
+    return gates_Nk, experts_Nk, probs_NE, total_N1
 
 
 def _is_plain(config: ModelConfig, bias_E: Tensor | None) -> bool:
@@ -105,7 +113,14 @@ def _is_plain(config: ModelConfig, bias_E: Tensor | None) -> bool:
 
 
 def _load(experts_Nk: Tensor, num_experts: int) -> Tensor:
-    return torch.bincount(experts_Nk.reshape(-1), minlength=num_experts) / experts_Nk.numel()
+    return counts_of(experts_Nk.reshape(-1), num_experts) / experts_Nk.numel()
+
+
+def counts_of(experts_S: Tensor, num_experts: int) -> Tensor:
+    """The slots of each expert: [E]. On a GPU `bincount` would wait for its largest value."""
+    if experts_S.device.type == "cpu":
+        return torch.bincount(experts_S, minlength=num_experts)
+    return experts_S.new_zeros(num_experts).scatter_add_(0, experts_S, torch.ones_like(experts_S))
 
 
 def _load_balance(load_E: Tensor, probs_E: Tensor) -> Tensor:
@@ -124,11 +139,11 @@ def _best_groups_only(scores_NE: Tensor, config: ModelConfig) -> Tensor:
     return scores_NGX.masked_fill(shut_NG.unsqueeze(-1), -math.inf).flatten(1)
 
 
-def _within_capacity(experts_Nk: Tensor, num_experts: int, factor: float) -> Tensor:
+def within_capacity(experts_Nk: Tensor, num_experts: int, factor: float) -> Tensor:
     """1 for the first c·k·N/E slots of each expert in token order, 0 for those it must drop: [N, k]."""
     experts_S = experts_Nk.reshape(-1)
     order_S = experts_S.argsort(stable=True)
-    first_E = torch.bincount(experts_S, minlength=num_experts).cumsum(0).roll(1)
+    first_E = counts_of(experts_S, num_experts).cumsum(0).roll(1)
     first_E[0] = 0
     place_S = torch.empty_like(order_S)
     place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device) - first_E[experts_S[order_S]]
@@ -145,10 +160,7 @@ class Experts(nn.Module):
         self.w_out_EDH = nn.Parameter(torch.empty(num_experts, hidden_size, expert_hidden_size))
 
     def forward(self, x_ND: Tensor, routing: Routing) -> Tensor:
-        experts = cpu.Experts if cpu.serves(x_ND) else _SortedExperts
-        return experts.apply(
-            x_ND, routing.gates_Nk.to(x_ND.dtype), routing.experts_Nk, self.w_in_EGD, self.w_out_EDH
-        )
+        return sorted_experts(x_ND, routing.gates_Nk, routing.experts_Nk, self.w_in_EGD, self.w_out_EDH)
 
     def dense(self, x_ND: Tensor, routing: Routing) -> Tensor:
         """Every expert on every token, then masked: slow, obviously right, the oracle of `forward`."""
@@ -159,6 +171,14 @@ class Experts(nn.Module):
         weight_NE = torch.zeros(x_ND.shape[0], self.w_in_EGD.shape[0], dtype=x_ND.dtype)
         weight_NE = weight_NE.scatter(1, routing.experts_Nk, routing.gates_Nk.to(x_ND.dtype))
         return torch.einsum("ne,end->nd", weight_NE, y_END)
+
+
+def sorted_experts(
+    x_ND: Tensor, gates_Nk: Tensor, experts_Nk: Tensor, w_in_EGD: Tensor, w_out_EDH: Tensor
+) -> Tensor:
+    """Σ_k gate · expert(x) of each token: [N, D]."""
+    experts = cpu.Experts if cpu.serves(x_ND) else _SortedExperts
+    return experts.apply(x_ND, gates_Nk.to(x_ND.dtype), experts_Nk, w_in_EGD, w_out_EDH)
 
 
 class _SortedExperts(torch.autograd.Function):
@@ -172,7 +192,8 @@ class _SortedExperts(torch.autograd.Function):
     def forward(ctx: Any, x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH):
         top_k, num_experts = experts_Nk.shape[1], w_in_EGD.shape[0]
         order_S = experts_Nk.reshape(-1).argsort(stable=True)
-        counts = torch.bincount(experts_Nk.reshape(-1), minlength=num_experts).tolist()
+        counts: grouped.Counts = counts_of(experts_Nk.reshape(-1), num_experts)
+        counts = grouped.ends(counts) if grouped.may_group(x_ND, w_in_EGD) else counts.tolist()
         place_S = torch.empty_like(order_S)
         place_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
         w_in, w_out = w_in_EGD.to(x_ND.dtype), w_out_EDH.to(x_ND.dtype)
@@ -210,16 +231,20 @@ class _SortedExperts(torch.autograd.Function):
         return dx_ND, dgates_Nk, None, dw_in_EGD.to(ctx.weight_dtype), dw_out_EDH.to(ctx.weight_dtype)
 
 
-def _segment_mm(x_SI: Tensor, w_EIO: Tensor, counts: list[int]) -> Tensor:
+def _segment_mm(x_SI: Tensor, w_EIO: Tensor, counts: grouped.Counts) -> Tensor:
     """x[segment e] @ w[e] for every expert, into one output [S, O]."""
+    if isinstance(counts, Tensor):
+        return grouped.segment_mm(x_SI, w_EIO, counts)
     out_SO = x_SI.new_empty(x_SI.shape[0], w_EIO.shape[2])
     for x, w_IO, out in zip(x_SI.split(counts), w_EIO.unbind(), out_SO.split(counts), strict=True):
         torch.mm(x, w_IO, out=out)
     return out_SO
 
 
-def _segment_outer(a_SO: Tensor, b_SI: Tensor, counts: list[int], like_EOI: Tensor) -> Tensor:
+def _segment_outer(a_SO: Tensor, b_SI: Tensor, counts: grouped.Counts, like_EOI: Tensor) -> Tensor:
     """a[segment e]ᵀ @ b[segment e] for every expert: the gradient of its weights [E, O, I]."""
+    if isinstance(counts, Tensor):
+        return grouped.segment_outer(a_SO, b_SI, counts)
     out_EOI = torch.empty_like(like_EOI)
     for a, b, out in zip(a_SO.split(counts), b_SI.split(counts), out_EOI.unbind(), strict=True):
         torch.mm(a.T, b, out=out)

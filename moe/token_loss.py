@@ -1,5 +1,6 @@
 """Next-token cross-entropy through the head, a chunk of tokens at a time, its gradient with it."""
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ def token_loss(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
     """Mean cross-entropy in nats of the logits x·headᵀ; never all [N, V] of them at once.
 
     The softmax is in fp32 (or in the dtype of `x_ND` where that is wider), products in the dtype of autocast.
+    With a leading axis of R runs on all three, one mean each: [R].
     """
     return _TokenLoss.apply(x_ND, head_VD, targets_N, torch.is_grad_enabled())
 
@@ -26,42 +28,45 @@ class _TokenLoss(torch.autograd.Function):
         kind = x_ND.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x_ND.dtype
         exact = torch.promote_types(dtype, torch.float32)
-        (N, D), V = x_ND.shape, len(head_VD)
+        (*runs, N, D), V = x_ND.shape, head_VD.shape[-2]
         with torch.autocast(kind, enabled=False):
             x, head = x_ND.to(dtype), head_VD.to(dtype)
-            dx_ND = torch.empty(N, D, dtype=exact, device=x.device) if learns else None
-            dhead_DV = torch.zeros(D, V, dtype=exact, device=x.device) if learns else None
+            dx_ND = torch.empty(*runs, N, D, dtype=exact, device=x.device) if learns else None
+            dhead_DV = torch.zeros(*runs, D, V, dtype=exact, device=x.device) if learns else None
             to_gradient = cpu.cross_entropy_ if cpu.serves(x_ND) else _cross_entropy_
-            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // V)
-            logits_nV = torch.empty(min(rows, N), V, dtype=dtype, device=x.device)  # stays in a CPU's cache
+            R = math.prod(runs)
+            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // (V * R))
+            buffer = torch.empty(R * min(rows, N) * V, dtype=dtype, device=x.device)  # stays in a CPU's cache
             losses = []
             for x_nD, targets_n, first in zip(
-                x.split(rows), targets_N.split(rows), range(0, N, rows), strict=True
+                x.split(rows, -2), targets_N.split(rows, -1), range(0, N, rows), strict=True
             ):
-                p_nV = torch.mm(x_nD, head.T, out=logits_nV[: len(x_nD)]).to(exact)
-                losses.append(to_gradient(p_nV, targets_n, 1 / N))
+                logits_nV = buffer[: x_nD[..., 0].numel() * V].view(*x_nD.shape[:-1], V)
+                p_nV = torch.matmul(x_nD, head.mT, out=logits_nV).to(exact)
+                losses.append(to_gradient(p_nV, targets_n, 1 / N).sum(-1))
                 if dx_ND is not None and dhead_DV is not None:
                     d_nV = p_nV.to(dtype)
-                    dx_ND[first : first + rows] = d_nV @ head
-                    dhead_DV += x_nD.T @ d_nV  # a BLAS does this faster than its transpose
-            dhead_VD = None if dhead_DV is None else dhead_DV.T.contiguous()
+                    dx_ND[..., first : first + rows, :] = d_nV @ head
+                    dhead_DV += x_nD.mT @ d_nV  # a BLAS does this faster than its transpose
+            dhead_VD = None if dhead_DV is None else dhead_DV.mT.contiguous()
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.dtypes = x_ND.dtype, head_VD.dtype
-        return torch.stack(losses).sum() / N
+        return torch.stack(losses).sum(0) / N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         dx_ND, dhead_VD = ctx.saved_tensors
         x_dtype, head_dtype = ctx.dtypes
-        return (dx_ND * grads[0]).to(x_dtype), (dhead_VD * grads[0]).to(head_dtype), None, None
+        grad_11 = grads[0][..., None, None]
+        return (dx_ND * grad_11).to(x_dtype), (dhead_VD * grad_11).to(head_dtype), None, None
 
 
 def _cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:
-    """The sum of cross-entropies; the logits become scale · (softmax − one-hot of the target)."""
-    logits_nV -= logits_nV.amax(1, keepdim=True)
-    chosen_n1 = logits_nV.gather(1, targets_n[:, None])
-    total_n1 = logits_nV.exp_().sum(1, keepdim=True)
-    loss = (total_n1.log() - chosen_n1).sum()
+    """Cross-entropies [n]; the logits become scale · (softmax − one-hot of the target)."""
+    logits_nV -= logits_nV.amax(-1, keepdim=True)
+    chosen_n1 = logits_nV.gather(-1, targets_n[..., None])
+    total_n1 = logits_nV.exp_().sum(-1, keepdim=True)
+    losses_n = (total_n1.log() - chosen_n1).squeeze(-1)
     logits_nV *= scale / total_n1
-    logits_nV.scatter_add_(1, targets_n[:, None], logits_nV.new_full((len(logits_nV), 1), -scale))
-    return loss
+    logits_nV.scatter_add_(-1, targets_n[..., None], logits_nV.new_full(chosen_n1.shape, -scale))
+    return losses_n

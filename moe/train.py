@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +27,18 @@ class Diverged(Exception):
     def __init__(self, step: int, loss: float, rule: str):
         super().__init__(f"diverged at step {step} with loss {loss:.4g}: {rule}")
         self.step, self.loss = step, loss
+
+
+Line = dict[str, Any]  # a step's metrics
+
+
+class Learnt(NamedTuple):
+    """What a forward and backward gave beside the gradients; the losses are scalars, one routing a layer."""
+
+    loss: Tensor
+    load_balance: Tensor
+    z: Tensor
+    routings: list[Routing]
 
 
 class Trainer:
@@ -61,27 +73,32 @@ class Trainer:
         self._flops_per_token = flops.train_flops_per_token(model, train.seq_len)
         self._bound = 3 * math.log(model.vocab_size)
 
-    def steps(self, to_step: int) -> Iterator[dict[str, Any]]:
+    def steps(self, to_step: int) -> Iterator[Line]:
         """Trains up to `to_step`, yielding each step's metrics line; raises Diverged."""
         while self.step < to_step:
-            line = self._one_step()
-            if not line["loss"] < self._bound:
-                rule = f"not below the bound {self._bound:.4g} (3·ln vocabulary)"
-                raise Diverged(line["step"], line["loss"], rule)
-            if line["grad_norm"] is None:
-                raise Diverged(line["step"], line["loss"], "the gradient is not finite")
-            yield line
+            yield self.advance(self.read())
+
+    def read(self) -> np.ndarray:
+        """The tokens [B, T+1] of the next update, of which several ranks have their rows."""
+        return self.ranks.rows(self.batches(self.step))
+
+    def advance(self, tokens_BT1: np.ndarray) -> Line:
+        """One update by the tokens that were `read`; raises Diverged."""
+        learnt = self._learn(tokens_BT1)
+        return self.line(self.update(learnt).tolist(), learnt.routings)
 
     def state(self) -> State:
         """The weights and moments as they stand (references, not copies)."""
         weights = dict(self.model.state_dict())
         return State(step=self.step, weights=weights, moments=self.optimizer.moments)
 
-    def _one_step(self) -> dict[str, Any]:
-        lr = self.learning_rate.at(self.step)
-        tokens_BT1 = torch.from_numpy(self.ranks.rows(self.batches(self.step))).to(self.device)
+    # -- the parts of a step: a bank has its own way to the gradients and shares the rest ------------------
+
+    def _learn(self, tokens_BT1: np.ndarray) -> Learnt:
+        """Forward and backward; the gradients are the parameters'."""
+        tokens = torch.from_numpy(tokens_BT1).to(self.device)
         with autocast(self.train.precision, self.device):
-            loss, routings = language_loss(self.model, tokens_BT1)
+            loss, routings = language_loss(self.model, tokens)
             routings = self.ranks.whole(routings)
             load_balance, z = _router_losses(routings, loss)
         total = loss + self.train.load_balance_coef * load_balance + self.train.z_loss_coef * z
@@ -89,23 +106,42 @@ class Trainer:
         self.ranks.average_([p.grad for p in self.model.parameters() if p.grad is not None])
         loss, load_balance, z = loss.detach(), load_balance.detach(), z.detach()
         self.ranks.average_([loss, load_balance, z])
+        return Learnt(loss, load_balance, z, routings)
+
+    def update(self, learnt: Learnt) -> Tensor:
+        """Clips, steps and balances; gives loss, gradient norm, load-balance and z-loss, unread: [4]."""
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.train.grad_clip)
-        self.optimizer.step(lr)
-        with torch.no_grad():
-            for moe, routing in zip(self.model.moe_layers(), routings, strict=True):
-                moe.balance(routing)
+        self.optimizer.step(self.learning_rate.at(self.step))
+        self.settle(learnt.routings)
+        return torch.stack([learnt.loss, grad_norm, learnt.load_balance, learnt.z])
+
+    @torch.no_grad()
+    def settle(self, routings: list[Routing]) -> None:
+        """What follows the optimizer's step: the selection biases move, and the step counts."""
+        for moe, routing in zip(self.model.moe_layers(), routings, strict=True):
+            moe.balance(routing)
         self.step += 1
         self._tokens += self.train.tokens_per_step
-        line: dict[str, Any] = {
+
+    def line(self, numbers: list[float], routings: list[Routing]) -> Line:
+        """The metrics of the update just done, of which `update` gave the numbers; raises Diverged."""
+        loss, *_ = numbers
+        _, grad_norm, load_balance, z = map(_finite, numbers)
+        line: Line = {
             "step": self.step,
-            "loss": round(loss.item(), 6),  # finite, or `steps` raises
-            "lr": lr,
-            "grad_norm": _finite(grad_norm),
-            "load_balance_loss": _finite(load_balance),
-            "z_loss": _finite(z),
+            "loss": round(loss, 6),
+            "lr": self.learning_rate.at(self.step - 1),
+            "grad_norm": grad_norm,
+            "load_balance_loss": load_balance,
+            "z_loss": z,
             "tokens": self._tokens,
             "flops": self._tokens * self._flops_per_token,
         }
+        if not line["loss"] < self._bound:
+            rule = f"not below the bound {self._bound:.4g} (3·ln vocabulary)"
+            raise Diverged(self.step, line["loss"], rule)
+        if grad_norm is None:
+            raise Diverged(self.step, line["loss"], "the gradient is not finite")
         if self.step % DIAGNOSE_EVERY == 0:
             line |= diagnose(self.model, routings, self.num_copies)
             if self.moments_before:
@@ -140,7 +176,6 @@ def autocast(precision: Precision, device: str) -> contextlib.AbstractContextMan
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
 
 
-def _finite(value: Tensor) -> float | None:
+def _finite(number: float) -> float | None:
     """A missing measurement is missing: JSON has no infinity."""
-    number = value.item()
     return round(number, 6) if math.isfinite(number) else None

@@ -128,9 +128,10 @@ class LaunchConfig:
     keep_every: int
     checkpoint_s: float
     speed_file: str | None
+    fuse: int
 
     def __post_init__(self) -> None:
-        check_positive(self, "launch", "threads", "max_attempts", "keep_every", "checkpoint_s")
+        check_positive(self, "launch", "threads", "max_attempts", "keep_every", "checkpoint_s", "fuse")
         check(
             self.workers is None or self.workers > 0,
             f"launch.workers={self.workers} must be above 0, or null",
@@ -144,6 +145,11 @@ class LaunchConfig:
             self.ranks == 1 or self.executor is ExecutorKind.RAY,
             f"launch.gpus_per_run={given} makes {self.ranks} processes of a run, and launch=serial has one; "
             "choose launch=ray, or at most 1",
+        )
+        check(
+            self.fuse == 1 or self.ranks == 1,
+            f"launch.fuse={self.fuse} with launch.gpus_per_run={given}: several runs of one process, and "
+            "several processes of one run; set launch.fuse=1, or launch.gpus_per_run to at most 1",
         )
         check(
             self.device in ("auto", "cpu", "cuda"), f"launch.device={self.device}; choose auto, cpu or cuda"

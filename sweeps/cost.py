@@ -4,7 +4,7 @@ Pure: speeds come from sweeps/speed.py. No torch, no Ray.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,13 @@ class Prediction:
 
 
 def predict(
-    plan: Plan, speeds: Mapping[Shape, Speed], *, slots: int, gpus_per_run: float, start_s: float | None
+    plan: Plan,
+    speeds: Mapping[Shape, Speed],
+    *,
+    slots: int,
+    gpus_per_run: float,
+    start_s: float | None,
+    fuse: int = 1,
 ) -> Prediction:
     """What the tasks to do will take on `slots` workers that take `start_s` to start."""
     shapes = {id: shape_of(task.trajectory) for id, task in plan.tasks.items()}
@@ -53,7 +59,7 @@ def predict(
     leaves_out["the start of workers"] = bool(plan.tasks) and start_s is None
     return Prediction(
         slots=slots,
-        wall_s=(start_s or 0.0) * bool(plan.tasks) + schedule(plan, seconds, slots),
+        wall_s=(start_s or 0.0) * bool(plan.tasks) + schedule(plan, seconds, slots, fuse),
         work_s=work_s,
         gpu_hours=work_s * gpus_per_run / 3600 if gpus_per_run else None,
         leaves_out=tuple(name for name, is_left_out in leaves_out.items() if is_left_out),
@@ -79,10 +85,20 @@ def _items(suite: Suite) -> int:
     return suite.questions.num_items * len(suite.questions.families)
 
 
-def schedule(plan: Plan, seconds: Mapping[str, float], slots: int) -> float:
-    """Seconds until the last task ends: the driver's own loop, run in imagined time."""
+def schedule(plan: Plan, seconds: Mapping[str, float], slots: int, fuse: int = 1) -> float:
+    """Seconds until the last task ends: the driver's own loop, run in imagined time.
+
+    Those of fused tasks are shares: a bundle takes their sum.
+    """
     clock = _Clock(seconds, slots)
-    execute(plan, clock, max_attempts=1, stopping=lambda: False, observe=lambda task, status, outcome: None)
+    execute(
+        plan,
+        clock,
+        max_attempts=1,
+        stopping=lambda: False,
+        observe=lambda task, status, outcome: None,
+        fuse=fuse,
+    )
     return clock.now
 
 
@@ -91,20 +107,21 @@ class _Clock:
 
     def __init__(self, seconds: Mapping[str, float], slots: int):
         self.slots, self.now = slots, 0.0
-        self._seconds, self._running = seconds, list[tuple[float, str]]()
+        self._seconds, self._running = seconds, list[tuple[float, list[str]]]()
 
     def start(self) -> None:
         pass
 
-    def submit(self, order: Order) -> None:
-        heapq.heappush(self._running, (self.now + self._seconds[order.task_id], order.task_id))
+    def submit(self, orders: Sequence[Order]) -> None:
+        ids = [order.task_id for order in orders]
+        heapq.heappush(self._running, (self.now + sum(self._seconds[id] for id in ids), ids))
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """What ends next; the time is then."""
         if not self._running:
             return []
-        self.now, task_id = heapq.heappop(self._running)
-        return [Outcome(task_id=task_id, result=Result.DONE)]
+        self.now, ids = heapq.heappop(self._running)
+        return [Outcome(task_id=id, result=Result.DONE) for id in ids]
 
     def close(self) -> None:
         pass

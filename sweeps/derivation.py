@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from moe.files import append_lines, keep_lines, read_whole_json, write_json
 from moe.growth import Tensors, grow_moments, grow_weights
 from moe.growth_report import growth_report
 from moe.parallel import ALONE, Ranks
-from moe.train import Diverged, Trainer, initial_state
+from moe.train import Diverged, Line, Trainer, initial_state
+from sweeps.lockstep import Clock, Ready
 from sweeps.outcome import Order, WorkerOptions
 from sweeps.store import Store
 from sweeps.trajectory import Kind, Trajectory
@@ -51,7 +52,7 @@ class Journal:
     has_begun: bool = False  # the other ranks know what to start from
     trained_steps: int = 0
     flops_per_step: float = 0.0
-    train_s: float = 0.0  # of its steps alone
+    train_s: float = 0.0  # of its steps alone, or its share of those taken together
     evaluate_s: float = 0.0
     warnings: list[str] = field(default_factory=list)
 
@@ -66,8 +67,10 @@ class Derivation:
         store: Store,
         folder: Path,
         journal: Journal,
+        clock: Clock,
         ranks: Ranks = ALONE,
     ):
+        self.clock = clock
         self.order, self.options, self.journal, self.ranks = order, options, journal, ranks
         self.store, self.folder = store, folder
         self.trajectory = store.load(order.trajectory_id)
@@ -81,7 +84,8 @@ class Derivation:
         self.kept: set[tuple[int, str]] = set()  # evaluations that outlived the cut
         self.rewinds = False  # a later state is stored: its lines stand, this one only derives a state
 
-    def run(self) -> None:
+    def run(self) -> Generator[Ready, Line, None]:
+        """Yields when it is ready for a training step, and is sent its line."""
         self._sweep_up()
         state = self._starting_state()
         self._mend_growth()
@@ -94,7 +98,7 @@ class Derivation:
             self.journal.has_begun = True
             self.ranks.send(state)
             try:
-                self._train(trainer)
+                yield from self._train(trainer)
             finally:
                 self._flush()
         if not self._is_stored(self.order.step):
@@ -232,10 +236,13 @@ class Derivation:
 
     # -- training ----------------------------------------------------------------------------------------
 
-    def _train(self, trainer: Trainer) -> None:
+    def _train(self, trainer: Trainer) -> Generator[Ready, Line, None]:
         saved = flushed = time.monotonic()
         compare = self._stored_losses() if self.rewinds else None
-        for line in self._timed(trainer.steps(self.order.step)):
+        while trainer.step < self.order.step:
+            begin_s = self.clock.seconds
+            line = yield Ready(trainer, trainer.read())
+            self.journal.train_s += self.clock.seconds - begin_s
             with self.ranks.between_steps(is_last=trainer.step == self.order.step):
                 self.journal.trained_steps += 1
                 if compare is not None:
@@ -260,15 +267,6 @@ class Derivation:
                     self._save(trainer, transient=True)
                     saved = now
 
-    def _timed(self, steps: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        while True:
-            begin = time.perf_counter()
-            line = next(steps, None)
-            self.journal.train_s += time.perf_counter() - begin
-            if line is None:
-                return
-            yield line
-
     def _is_kept(self, step: int) -> bool:
         return self.trajectory.parent is None and step % self.options.keep_every == 0
 
@@ -291,7 +289,7 @@ class Derivation:
             self.journal.warnings.append(
                 f"rewinding {self.order.task_id}: loss {line['loss']} at step {line['step']}, "
                 f"{before} before; "
-                "another number of threads, device or torch version rounds differently"
+                "another number of threads or fused runs, device or torch version rounds differently"
             )
 
     # -- storing -----------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 import heapq
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from sweeps.fusion import bundles
 from sweeps.outcome import Order, Outcome, Result
 from sweeps.plan import Plan, Task
 
@@ -15,13 +16,13 @@ BUSY_RETRY_S = 1.0  # a killed driver's worker may hold a trajectory's lock for 
 
 
 class Executor(Protocol):
-    """Runs orders somewhere. `start` makes its workers ready or raises ValueError; `wait` returns what ended,
-    after at most `timeout_s` if nothing did."""
+    """Runs orders somewhere, a bundle in each of its `slots`, its orders together. `start` makes its workers
+    ready or raises ValueError; `wait` returns what ended, after at most `timeout_s` if nothing did."""
 
     @property
     def slots(self) -> int: ...
     def start(self) -> None: ...
-    def submit(self, order: Order) -> None: ...
+    def submit(self, orders: Sequence[Order]) -> None: ...
     def wait(self, timeout_s: float) -> list[Outcome]: ...
     def close(self) -> None: ...
 
@@ -56,15 +57,19 @@ def execute(
     max_attempts: int,
     stopping: Callable[[], bool],
     observe: Callable[[Task, Status, Outcome | None], None],
+    fuse: int = 1,
 ) -> Execution:
-    """Runs every task whose needs are met, longest remaining path first; siblings of a failure go on."""
-    return _Driver(plan, executor, max_attempts, stopping, observe).run()
+    """Runs every task whose needs are met, longest remaining path first; siblings of a failure go on.
+
+    A slot is given up to `fuse` tasks that may be trained together, once no other slot is idle.
+    """
+    return _Driver(plan, executor, max_attempts, stopping, observe, fuse).run()
 
 
 class _Driver:
-    def __init__(self, plan: Plan, executor: Executor, max_attempts: int, stopping, observe):
+    def __init__(self, plan: Plan, executor: Executor, max_attempts: int, stopping, observe, fuse: int):
         self.plan, self.executor, self.max_attempts = plan, executor, max_attempts
-        self.stopping, self.observe = stopping, observe
+        self.stopping, self.observe, self.fuse = stopping, observe, fuse
         self.tasks = plan.tasks
         self.execution = Execution(status=dict.fromkeys(plan.tasks, Status.TODO))
         self.waiting_for = {
@@ -75,7 +80,7 @@ class _Driver:
             for need in needs:
                 self.dependants[need].append(task_id)
         self.attempts: dict[str, int] = defaultdict(int)
-        self.running: set[str] = set()
+        self.running: list[set[str]] = []  # the tasks of each bundle that are not over
         self.ready: list[tuple[float, str]] = []
         self.later: list[tuple[float, str]] = []  # (not before, task)
         for task_id, needs in self.waiting_for.items():
@@ -90,7 +95,9 @@ class _Driver:
             if not self.running:
                 time.sleep(min(0.2, BUSY_RETRY_S))  # all that is left is being written by another process
             for outcome in self.executor.wait(timeout_s=0.2):
-                self.running.discard(outcome.task_id)
+                for bundle in self.running:
+                    bundle.discard(outcome.task_id)
+                self.running = [bundle for bundle in self.running if bundle]
                 self.execution.spent_flops += outcome.trained_flops
                 self.execution.work_s += outcome.wall_s
                 self.execution.warnings.extend(outcome.warnings)
@@ -105,20 +112,30 @@ class _Driver:
         for entry in [e for e in self.later if e[0] <= now]:
             self.later.remove(entry)
             self._push(entry[1])
-        while self.ready and len(self.running) < self.executor.slots:
-            _, task_id = heapq.heappop(self.ready)
-            task = self.tasks[task_id]
-            self.running.add(task_id)
-            self._set(task_id, Status.RUNNING)
-            self.executor.submit(
-                Order(
-                    task_id=task_id,
-                    trajectory_id=task.trajectory.id,
-                    step=task.step,
-                    evaluations=task.evaluations,
-                    reading=task.reading,
-                )
-            )
+        heads = []
+        while self.ready and len(self.running) + len(heads) < self.executor.slots:
+            heads.append(self.tasks[heapq.heappop(self.ready)[1]])
+        for bundle in self._bundles(heads):
+            self.running.append({task.id for task in bundle})
+            for task in bundle:
+                self._set(task.id, Status.RUNNING)
+            self.executor.submit([_order(task) for task in bundle])
+
+    def _bundles(self, heads: list[Task]) -> list[list[Task]]:
+        """What has failed is tried again alone: what is wrong may be that it was not."""
+        if self.fuse == 1 or not heads or not self.ready:
+            return [[head] for head in heads]
+        alone = [head for head in heads if self.attempts[head.id]]
+        ready = [self.tasks[id] for _, id in sorted(self.ready)]
+        filled = bundles(
+            [head for head in heads if not self.attempts[head.id]],
+            [task for task in ready if not self.attempts[task.id]],
+            self.fuse,
+        )
+        taken = {task.id for bundle in filled for task in bundle}
+        self.ready = [entry for entry in self.ready if entry[1] not in taken]
+        heapq.heapify(self.ready)
+        return [[head] for head in alone] + filled
 
     def _settle(self, outcome: Outcome) -> None:
         task_id = outcome.task_id
@@ -165,3 +182,13 @@ class _Driver:
 
     def _push(self, task_id: str) -> None:
         heapq.heappush(self.ready, (-self.plan.remaining_flops[task_id], task_id))
+
+
+def _order(task: Task) -> Order:
+    return Order(
+        task_id=task.id,
+        trajectory_id=task.trajectory.id,
+        step=task.step,
+        evaluations=task.evaluations,
+        reading=task.reading,
+    )

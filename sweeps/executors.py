@@ -75,6 +75,7 @@ def _make(launch: LaunchConfig, alive: Path) -> Executor:
         checkpoint_s=launch.checkpoint_s,
         alive=str(alive),
         git_commit=git_commit(),
+        fuse=launch.fuse,
     )
     if launch.executor is ExecutorKind.SERIAL:
         from sweeps.serial import SerialExecutor

@@ -17,6 +17,7 @@ class WorkerOptions:
     checkpoint_s: float
     alive: str
     git_commit: str | None
+    fuse: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,8 @@ class Result(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
+    """`wall_s` of a task that shared its steps with others is what it did alone and its share of these."""
+
     task_id: str
     result: Result
     trained_flops: float = 0.0

@@ -34,7 +34,7 @@ class View:
 
     # -- before ------------------------------------------------------------------------------------------
 
-    def show_plan(self, plan: Plan, prediction: Prediction) -> None:
+    def show_plan(self, plan: Plan, prediction: Prediction, fusion: str | None = None) -> None:
         numbers = plan.summary()
         todo = numbers["flops_todo"] + numbers["flops_rewind"]
         table = Table.grid(padding=(0, 2))
@@ -54,6 +54,8 @@ class View:
         )
         if todo:
             table.add_row("expected", f"{expected(prediction)}; {_bytes(plan.disk_bytes)} of states")
+        if fusion:
+            table.add_row("fusion", fusion)
         self.console.print(table)
         if plan.flops_lost_to_cosine > 0:
             self.console.print(

@@ -73,12 +73,15 @@ def _source(data: str) -> str:
 def known_speeds(
     shapes: Iterable[Shape], store: Store, launch: LaunchConfig, place: Place
 ) -> dict[Shape, Speed]:
-    """The speeds known of shapes at a place: of tasks first, they saw everything a task does."""
-    calibrated = _Calibration(speed_path(launch))
+    """The speeds known of shapes at a place: of tasks first, they saw everything a task does.
+
+    With `launch.fuse` the seconds of tasks are shares, and their speed that of all together; where none ran
+    so, what runs do alone stands for it.
+    """
+    calibrated, measured = _Calibration(speed_path(launch)), _measured(store, place.machine)
     found = {shape: calibrated.speed(shape, place) for shape in set(shapes)}
-    found |= {
-        shape: speed for shape, speed in _measured(store, place.machine).items() if shape in found and speed
-    }
+    for fuse in sorted({1, launch.fuse}):
+        found |= {shape: speed for shape, speed in measured[fuse].items() if shape in found and speed}
     return {shape: speed for shape, speed in found.items() if speed is not None}
 
 
@@ -124,17 +127,24 @@ class _Evidence:
         )
 
 
-def _measured(store: Store, machine: dict[str, Any]) -> dict[Shape, Speed | None]:
-    """Speeds of the shapes that the store's newest trajectories trained on such a machine."""
-    evidence: dict[Shape, _Evidence] = defaultdict(_Evidence)
+def _measured(store: Store, machine: dict[str, Any]) -> dict[int, dict[Shape, Speed | None]]:
+    """By `launch.fuse`, speeds of what the store's newest trajectories trained on such a machine."""
+    evidence: dict[int, dict[Shape, _Evidence]] = defaultdict(lambda: defaultdict(_Evidence))
     for trajectory_id, lines in _timings(store):
-        lines = [line for line in lines if machine.items() <= line.items()]
-        if lines:
-            trajectory = _load(store, trajectory_id)
-            if trajectory is not None:
-                _collect(evidence[shape_of(trajectory)], trajectory, lines, store.evals(trajectory_id))
-    any_rest_s = [rest_s for each in evidence.values() for rest_s in each.rest_s]
-    return {shape: each.speed(any_rest_s) for shape, each in evidence.items()}
+        alike: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for line in lines:
+            if machine.items() <= line.items():
+                alike[line.get("fuse", 1)].append(line)
+        trajectory = _load(store, trajectory_id) if alike else None
+        if trajectory is not None:
+            evals = store.evals(trajectory_id)
+            for fuse, own in alike.items():
+                _collect(evidence[fuse][shape_of(trajectory)], trajectory, own, evals)
+    speeds: dict[int, dict[Shape, Speed | None]] = defaultdict(dict)
+    for fuse, by_shape in evidence.items():
+        any_rest_s = [rest_s for each in by_shape.values() for rest_s in each.rest_s]
+        speeds[fuse] = {shape: each.speed(any_rest_s) for shape, each in by_shape.items()}
+    return speeds
 
 
 def _collect(

@@ -19,7 +19,8 @@ from sweeps.config import LaunchConfig, PlanMode, SweepConfig, TrackingKind, par
 from sweeps.cost import Prediction, check_limit, predict
 from sweeps.execute import Execution, Executor, Status, execute
 from sweeps.executors import Executors
-from sweeps.machine import place_of
+from sweeps.fusion import described
+from sweeps.machine import Place, place_of
 from sweeps.plan import Plan, make_plan
 from sweeps.preparation import prepare_corpora, prepare_sources
 from sweeps.progress import View
@@ -71,12 +72,13 @@ def run_study(
     except ValueError as error:
         raise Refused(str(error)) from error
     try:
-        prediction = _predict(plan, store, config.launch)
+        place = place_of(config.launch)
+        prediction = _predict(plan, store, config.launch, place)
     except ValueError as error:
         raise Refused(str(error)) from error
     study = _Study(config, plan, store, prediction, executors)
     study.view.show_warnings([str(warning.message) for warning in caught])
-    study.view.show_plan(plan, prediction)
+    study.view.show_plan(plan, prediction, described(plan, config.launch.fuse, place.gpus_per_run > 0))
     study.view.show_warnings(
         [f"{path} is damaged; it is written anew" for path in store.damaged(config.study_name)]
     )
@@ -192,6 +194,7 @@ class _Study:
                     max_attempts=self.config.launch.max_attempts,
                     stopping=is_stopping,
                     observe=observe,
+                    fuse=self.config.launch.fuse,
                 )
             execution.spent_flops += self.execution.spent_flops
             execution.work_s += self.execution.work_s
@@ -394,9 +397,8 @@ def _replaced(study_name: str, plan: Plan, store: Store) -> list[str]:
     ]
 
 
-def _predict(plan: Plan, store: Store, launch: LaunchConfig) -> Prediction:
+def _predict(plan: Plan, store: Store, launch: LaunchConfig, place: Place) -> Prediction:
     """What the plan will cost here, from what is known of this machine's speed."""
-    place = place_of(launch)
     shapes = {shape_of(task.trajectory) for task in plan.tasks.values()}
     return predict(
         plan,
@@ -404,4 +406,5 @@ def _predict(plan: Plan, store: Store, launch: LaunchConfig) -> Prediction:
         slots=place.slots,
         gpus_per_run=place.gpus_per_run,
         start_s=known_start_s(store, launch, place),
+        fuse=launch.fuse,
     )

@@ -1,4 +1,4 @@
-"""What a worker does with one task: one attempt at deriving its state, and the account of it.
+"""What a worker does with a task: one attempt at deriving its state, and the account of it.
 
 Runs in the driver (serial) or in a Ray actor. It knows a task by ids and numbers alone; everything else it
 reads from the store.
@@ -9,14 +9,17 @@ import os
 import socket
 import time
 import traceback
+from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 from moe.checkpoint import CorruptState
 from moe.data import open_data
 from moe.files import append_lines, write_json
 from moe.parallel import ALONE, Ranks
-from moe.train import Diverged
+from moe.train import Diverged, Line
 from sweeps.derivation import Derivation, Journal, Stopped, make_trainer
+from sweeps.lockstep import Clock, Ready, Run, in_lockstep
 from sweeps.machine import machine
 from sweeps.outcome import Order, Outcome, Result, WorkerOptions
 from sweeps.store import Busy, Store
@@ -27,11 +30,23 @@ def perform(order: Order, options: WorkerOptions, ranks: Ranks = ALONE) -> Outco
 
     Of several ranks this is the first, which the others `follow`.
     """
-    begin, journal, error = time.perf_counter(), Journal(), None
+    return perform_together([order], options, ranks)[0]
+
+
+def perform_together(orders: Sequence[Order], options: WorkerOptions, ranks: Ranks = ALONE) -> list[Outcome]:
+    """The outcome of each order of a bundle, which take their training steps as one model.
+
+    What ends, fails or is busy among them leaves the others to go on.
+    """
+    return in_lockstep([partial(_run, order, options, ranks) for order in orders])
+
+
+def _run(order: Order, options: WorkerOptions, ranks: Ranks, clock: Clock) -> Run:
+    journal, error = Journal(), None
     try:
         store = Store(options.store)
         with store.writing(order.trajectory_id) as folder:
-            result, error = _attempt(order, options, store, folder, journal, ranks)
+            result, error = yield from _attempt(order, options, store, folder, journal, clock, ranks)
     except Busy:
         result = Result.BUSY
         _ask_the_writer(options.store, order)
@@ -43,7 +58,7 @@ def perform(order: Order, options: WorkerOptions, ranks: Ranks = ALONE) -> Outco
         task_id=order.task_id,
         result=result,
         trained_flops=journal.trained_steps * journal.flops_per_step,
-        wall_s=time.perf_counter() - begin,
+        wall_s=clock.seconds,
         error=error,
         warnings=tuple(journal.warnings),
     )
@@ -68,14 +83,20 @@ def follow(order: Order, options: WorkerOptions, ranks: Ranks) -> None:
 
 
 def _attempt(
-    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: Journal, ranks: Ranks
-) -> tuple[Result, str | None]:
+    order: Order,
+    options: WorkerOptions,
+    store: Store,
+    folder: Path,
+    journal: Journal,
+    clock: Clock,
+    ranks: Ranks,
+) -> Generator[Ready, Line, tuple[Result, str | None]]:
     """One attempt under the trajectory's lock, recorded in attempts/NN: log.txt when it begins and ends, and
     timing.jsonl, or error.txt if it fails."""
-    begin, attempt = time.perf_counter(), _attempt_folder(folder)
+    begin_s, attempt = clock.seconds, _attempt_folder(folder)
     _log(attempt, f"{order.task_id} begins on {options.device}, {options.threads} threads")
-    result, error = _result(order, options, store, folder, journal, ranks)
-    wall_s = round(time.perf_counter() - begin, 3)
+    result, error = yield from _result(order, options, store, folder, journal, clock, ranks)
+    wall_s = round(clock.seconds - begin_s, 3)
     _log(attempt, f"{order.task_id} {result}: {journal.trained_steps} steps in {wall_s} s")
     try:
         if result is Result.FAILED:
@@ -85,6 +106,8 @@ def _attempt(
             timing["train_s"] = round(journal.train_s, 3)
             timing["evaluate_s"] = round(journal.evaluate_s, 3)
             timing |= machine(options.device, options.threads)
+            if options.fuse > 1:  # a share of steps taken together is no measure of a run alone
+                timing["fuse"] = options.fuse
             append_lines(attempt / "timing.jsonl", [timing])
     except OSError as full:  # what was trained is stored; only the account of it is not
         journal.warnings.append(f"{attempt}: the attempt is not recorded ({full})")
@@ -92,10 +115,16 @@ def _attempt(
 
 
 def _result(
-    order: Order, options: WorkerOptions, store: Store, folder: Path, journal: Journal, ranks: Ranks
-) -> tuple[Result, str | None]:
+    order: Order,
+    options: WorkerOptions,
+    store: Store,
+    folder: Path,
+    journal: Journal,
+    clock: Clock,
+    ranks: Ranks,
+) -> Generator[Ready, Line, tuple[Result, str | None]]:
     try:
-        Derivation(order, options, store, folder, journal, ranks).run()
+        yield from Derivation(order, options, store, folder, journal, clock, ranks).run()
         return Result.DONE, None
     except Stopped:
         return Result.STOPPED, None

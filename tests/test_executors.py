@@ -124,7 +124,8 @@ class Scripted:
     def __init__(self, answers):
         self.answers, self.orders, self.seen = answers, [], []
 
-    def submit(self, order):
+    def submit(self, orders):
+        (order,) = orders
         self.orders.append(order)
         self.seen.append(order.task_id)
 

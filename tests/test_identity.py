@@ -101,6 +101,7 @@ LAUNCH = {
     "keep_every": 7,
     "checkpoint_s": 1.5,
     "speed_file": "elsewhere",
+    "fuse": 4,
 }
 LIMIT = {"max_flops": 1e6, "max_hours": 0.5}
 TRACKING = {"name": "wandb", "mode": "online", "project": "other", "entity": "team"}

@@ -78,7 +78,7 @@ def test_an_attempt_that_failed_is_shown_with_what_comes_of_it(monkeypatch, stor
         if not failed:
             failed.append(self.order.task_id)
             raise RuntimeError("out of luck")
-        original(self)
+        return original(self)
 
     monkeypatch.setattr(Derivation, "run", run)
     text = seen(monkeypatch, False, launch__store=store_root, steps=(4,), controls=[])

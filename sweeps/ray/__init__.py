@@ -7,6 +7,7 @@ and until there is room for another the sweep goes on with those that are left.
 import os
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,14 +31,16 @@ class RayExecutor:
         self._starting: list[Slot] = []
         self._idle: list[Slot] = []
         self._busy: list[Slot] = []
-        self._orders: deque[Order] = deque()  # without a slot: theirs died before they began
+        self._orders: deque[Sequence[Order]] = (
+            deque()
+        )  # bundles without a slot: theirs died before they began
         self._warnings: list[str] = []
         self._need, self._wanted = cluster.join(launch, num_cpus, num_gpus)
         self._options = replace(options, device=self._need.device)
 
     @property
     def slots(self) -> int:
-        """Orders that may be out at once; 1 even where all workers are lost, so that this becomes known."""
+        """Bundles that may be out at once; 1 even where all workers are lost, so that this becomes known."""
         return max(1, len(self._idle) + len(self._busy))
 
     def start(self) -> None:
@@ -72,8 +75,8 @@ class RayExecutor:
         if self._starting:
             self._warnings.append(f"there was room for {len(self._idle)} of {self._wanted} workers")
 
-    def submit(self, order: Order) -> None:
-        self._orders.append(order)
+    def submit(self, orders: Sequence[Order]) -> None:
+        self._orders.append(orders)
         self._hand_out()
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -144,18 +147,18 @@ class RayExecutor:
             time.sleep(POLL_S)
             return []
         ended, _ = ray.wait(calls, timeout=POLL_S)
-        return [outcome for slot in list(self._busy) if (outcome := self._outcome(slot, ended))]
+        return [outcome for slot in list(self._busy) for outcome in self._outcomes(slot, ended)]
 
-    def _outcome(self, slot: Slot, ended: list[Any]) -> Outcome | None:
+    def _outcomes(self, slot: Slot, ended: list[Any]) -> list[Outcome]:
         try:
-            outcome = slot.outcome(ended)
+            outcomes = slot.outcomes(ended)
         except Lost as lost:
             self._replace(slot, lost)
-            return lost.outcome
-        if outcome is not None:
+            return lost.outcomes
+        if outcomes:
             self._busy.remove(slot)
             self._idle.append(slot)
-        return outcome
+        return outcomes
 
     def _give_up(self) -> list[Outcome]:
         """Orders that wait for a worker are handed back when the sweep is stopped, and fail when all workers
@@ -172,4 +175,8 @@ class RayExecutor:
 
     def _hand_back(self, result: Result, error: str | None = None) -> list[Outcome]:
         orders, self._orders = self._orders, deque()
-        return [Outcome(task_id=order.task_id, result=result, error=error) for order in orders]
+        return [
+            Outcome(task_id=order.task_id, result=result, error=error)
+            for bundle in orders
+            for order in bundle
+        ]

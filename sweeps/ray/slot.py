@@ -1,8 +1,12 @@
-"""A slot of a Ray cluster: what does one order at a time. One worker, or one a rank in a placement group."""
+"""A slot of a Ray cluster: what does one bundle of orders at a time.
+
+One worker, or one a rank in a placement group.
+"""
 
 import contextlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +19,7 @@ from moe.parallel import ALONE, find_store, join, open_store
 from moe.process import prepare_process
 from sweeps.outcome import Order, Outcome, Result, WorkerOptions
 from sweeps.room import Need
-from sweeps.worker import follow, perform, record_death
+from sweeps.worker import follow, perform_together, record_death
 
 PING_S = 10.0  # a worker that was idle and does not answer is lost
 FOLLOW_S = 10.0  # other ranks end their order with the first, or it left them in the middle of a step
@@ -57,12 +61,13 @@ class Worker:
     def ping(self) -> None:
         pass
 
-    def perform(self, order: Order) -> Outcome | None:
-        """The outcome if this is the first rank."""
+    def perform(self, orders: Sequence[Order]) -> list[Outcome]:
+        """The outcomes if this is the first rank; several ranks have one order."""
         if self._ranks.leads:
-            return perform(order, self._options, self._ranks)
+            return perform_together(orders, self._options, self._ranks)
+        (order,) = orders
         follow(order, self._options, self._ranks)
-        return None
+        return []
 
 
 class Unfit(Exception):
@@ -70,16 +75,16 @@ class Unfit(Exception):
 
 
 class Lost(Exception):
-    """A slot, or a part of it, is dead. `outcome` is that of its order, if it had one."""
+    """A slot, or a part of it, is dead. `outcomes` are those of its orders, if it had any."""
 
-    def __init__(self, why: str, outcome: Outcome | None = None):
+    def __init__(self, why: str, outcomes: Sequence[Outcome] = ()):
         super().__init__((why or "no answer").splitlines()[0])
-        self.outcome = outcome
+        self.outcomes = list(outcomes)
 
 
 @dataclass(eq=False)
 class Slot:
-    """Its workers by rank; `checks` are under way until it is ready, `calls` while it has an `order`."""
+    """Its workers by rank; `checks` are under way until it is ready, `calls` while it has `orders`."""
 
     workers: list[Any]
     group: PlacementGroup | None
@@ -87,7 +92,7 @@ class Slot:
     since: float
     store: str
     nodes: tuple[str, ...] = ()
-    order: Order | None = None
+    orders: Sequence[Order] = ()
     calls: list[Any] = field(default_factory=list)
 
     @classmethod
@@ -121,40 +126,43 @@ class Slot:
         self.nodes = tuple(ray.get(self.checks))
         return True
 
-    def give(self, order: Order) -> None:
-        """Lost, with the order not begun, if a worker has died since its last."""
+    def give(self, orders: Sequence[Order]) -> None:
+        """Lost, with the orders not begun, if a worker has died since its last."""
         try:
             ray.get([worker.ping.remote() for worker in self.workers], timeout=PING_S)
         except RayError as error:
             raise Lost(str(error)) from error
-        self.order = order
-        self.calls = [worker.perform.remote(order) for worker in self.workers]
+        self.orders = orders
+        self.calls = [worker.perform.remote(orders) for worker in self.workers]
 
-    def outcome(self, ended: list[Any]) -> Outcome | None:
-        """That of its order, once the first rank is done; Lost if a worker died."""
+    def outcomes(self, ended: list[Any]) -> list[Outcome]:
+        """Those of its orders, once the first rank is done, before that none; Lost if a worker died."""
         first, others = self.calls[0], self.calls[1:]
         for call in self.calls:
             if call in ended and (error := _error(call)):
                 raise Lost(error, self._done(first, ended) or self._failed(error))
         if first not in ended:
             self.calls = [first, *(call for call in others if call not in ended)]
-            return None
+            return []
         _, waiting = ray.wait(others, num_returns=len(others), timeout=FOLLOW_S) if others else ([], [])
         error = "its other ranks wait for the first, which has ended" if waiting else None
         if error := error or next(filter(None, map(_error, others)), None):
             raise Lost(error, ray.get(first))
-        self.order, self.calls = None, []
+        self.orders, self.calls = (), []
         return ray.get(first)
 
     @staticmethod
-    def _done(first: Any, ended: list[Any]) -> Outcome | None:
-        return ray.get(first) if first in ended and _error(first) is None else None
+    def _done(first: Any, ended: list[Any]) -> list[Outcome]:
+        return ray.get(first) if first in ended and _error(first) is None else []
 
-    def _failed(self, error: str) -> Outcome:
-        assert self.order is not None
-        error = f"the worker of {self.order.task_id} died: {error}"
-        record_death(self.order, self.store, error)  # all of it; of Ray's paragraphs the first line says it
-        return Outcome(task_id=self.order.task_id, result=Result.FAILED, error=error.splitlines()[0])
+    def _failed(self, why: str) -> list[Outcome]:
+        outcomes = []
+        for order in self.orders:
+            error = f"the worker of {order.task_id} died: {why}"
+            record_death(order, self.store, error)  # all of it; of Ray's paragraphs the first line says it
+            failed = Outcome(task_id=order.task_id, result=Result.FAILED, error=error.splitlines()[0])
+            outcomes.append(failed)
+        return outcomes
 
     def end(self) -> None:
         for worker in self.workers:
