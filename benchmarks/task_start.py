@@ -1,0 +1,218 @@
+"""What a task costs in a warm worker: seconds to its first training step, and where the rest of it goes.
+
+    python benchmarks/task_start.py [--model nano] [--threads 1] [--steps 20] [--sequences 16] [--text]
+
+Short branches of one trunk are derived by the serial executor, each grown by another operator; the first
+warms the process up and is left out. Functions are timed from outside, each without those timed within it;
+medians over the other branches. Names that a release no longer has are left out of the table.
+"""
+
+import argparse
+import contextlib
+import functools
+import importlib
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from configuration import cells, load
+
+from moe import flops
+
+from sweeps.outcome import Order, Outcome
+from sweeps.study import run_study
+
+# stage: where its functions are looked up when they are called
+STAGES = {
+    "read the trajectory's spec": ["sweeps.store:Store.load"],
+    "open the data": ["sweeps.derivation:open_data"],
+    "load the state": ["sweeps.derivation:load_state"],
+    "grow": ["sweeps.derivation:grow_weights", "sweeps.derivation:grow_moments"],
+    "growth report": ["sweeps.derivation:growth_report", "sweeps.derivation:Derivation._report_growth"],
+    "moments kept for diagnostics": [
+        "sweeps.derivation:sample_moments",
+        "sweeps.derivation:save_tensors",
+        "sweeps.derivation:load_tensors",
+    ],
+    "build the trainer": ["sweeps.derivation:make_trainer"],
+    "train": ["moe.train:Trainer._one_step"],
+    "evaluate": ["sweeps.derivation:evaluate"],
+    "save the state": ["sweeps.derivation:save_state"],
+    "append lines": ["sweeps.derivation:append_lines"],
+    "sweep up, cut lines": [
+        "sweeps.derivation:Derivation._sweep_up",
+        "sweeps.derivation:Derivation._forget_beyond",
+        "sweeps.derivation:Derivation._mend_growth",
+    ],
+    "look at what is stored": [
+        "sweeps.store:Store.stored_steps",
+        "sweeps.store:Store.evaluated",
+        "sweeps.store:Store.metrics",
+    ],
+    "account of the attempt": [
+        "sweeps.worker:_attempt_folder",
+        "sweeps.worker:_log",
+        "sweeps.worker:append_lines",
+        "sweeps.worker:machine",
+    ],
+}
+
+
+class Clock:
+    """Seconds of each stage of a task, none counted twice, and of what is within them by another cut."""
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Counter[str]] = {}
+        self.spent: Counter[str] = Counter()
+        self._inner = [0.0]
+        self._begin = 0.0
+
+    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(work)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            if stage == "train" and not self.spent["train"]:
+                self.spent["start"] = begin - self._begin
+            self._inner.append(0.0)
+            try:
+                return work(*args, **kwargs)
+            finally:
+                whole = time.perf_counter() - begin
+                self.spent[stage] += whole - self._inner.pop()
+                self._inner[-1] += whole
+
+        return call
+
+    def within(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """Of whatever stage it is called in: counted beside the stages."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self.spent[name] += time.perf_counter() - begin
+                self.spent[f"number of {name}"] += 1
+
+        return call
+
+    def task(self, perform: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        def call(order: Order, *args: Any, **kwargs: Any) -> Outcome:
+            self.spent, self._inner, self._begin = Counter(), [0.0], time.perf_counter()
+            outcome = perform(order, *args, **kwargs)
+            self.spent["whole"] = time.perf_counter() - self._begin
+            self.tasks[order.task_id] = self.spent
+            return outcome
+
+        return call
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Clock]:
+    """Everything of STAGES is timed in this block."""
+    clock, undo = Clock(), []
+
+    def replace(owner: Any, name: str, value: Any) -> None:
+        undo.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    for stage, places in STAGES.items():
+        for place in places:
+            module, _, path = place.partition(":")
+            owner = importlib.import_module(module)
+            *outer, name = path.split(".")
+            for each in outer:
+                owner = getattr(owner, each, None)
+            if hasattr(owner, name):
+                replace(owner, name, clock.timed(stage, getattr(owner, name)))
+    replace(os, "fsync", clock.within("fsync", os.fsync))
+    serial = importlib.import_module("sweeps.serial")
+    replace(serial, "perform", clock.task(serial.perform))
+    try:
+        yield clock
+    finally:
+        for owner, name, value in reversed(undo):
+            setattr(owner, name, value)
+
+
+KINDS = {"growth": "growth report", "training": "train"}  # of task, by what only it does
+
+
+def measure(
+    model: str = "nano", threads: int = 1, steps: int = 20, sequences: int = 16
+) -> dict[str, dict[str, float]]:
+    """The median seconds of each stage of the two tasks of a branch, in a warm worker."""
+    common = [
+        f"model={model}",
+        "launch=serial",
+        f"launch.threads={threads}",
+        f"train.batch_size={sequences}",
+        f"trunk.steps={steps}",
+        f"growth.step={steps}",
+        f"budget.extra_flops={_flops(model, steps, sequences):g}",
+        "budget.decay_fraction=0",
+        "evaluate.probe_every=1000000",
+        "controls=[]",
+        "study_name=task_start",
+    ]
+    grids = [
+        ["growth=depth", "growth.method=stack"],
+        ["growth=depth", "growth.method=interposition"],
+        *(["growth=width", f"growth.noise_scale={scale}"] for scale in (0.01, 0.02, 0.04)),
+        ["growth=width", "growth.width_method=split"],
+        ["growth=depth", "growth.method=stack", "growth.optimizer_state=copy"],
+        ["growth=depth", "growth.method=interposition", "growth.optimizer_state=copy"],
+    ]
+    with tempfile.TemporaryDirectory() as folder, watched() as clock:
+        words = [*common, f"launch.store={folder}/store"]
+        mappings = [cell for growth in grids for cell in cells([*words, *growth])]
+        with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
+            run_study(mappings)
+    branches = [spent for task, spent in clock.tasks.items() if not task.startswith(_trunk(clock))]
+    return {
+        kind: _medians([spent for spent in branches if spent[mark]][1:]) for kind, mark in KINDS.items()
+    }
+
+
+def _trunk(clock: Clock) -> str:
+    """The trajectory of the first task: what all branches start from."""
+    return next(iter(clock.tasks)).partition("@")[0]
+
+
+def _medians(tasks: list[Counter[str]]) -> dict[str, float]:
+    names = {name for spent in tasks for name in spent}
+    return {name: statistics.median(spent[name] for spent in tasks) for name in names}
+
+
+def _flops(model: str, steps: int, sequences: int) -> float:
+    """Enough for about `steps` steps of a grown model."""
+    config, train = load(model)
+    return 2.2 * steps * sequences * train.seq_len * flops.train_flops_per_token(config, train.seq_len)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--sequences", type=int, default=16)
+    args = parser.parse_args()
+    seconds = measure(args.model, args.threads, args.steps, args.sequences)
+    print(f"{'ms of a task':34}" + "".join(f"{kind:>12}" for kind in KINDS))
+    for name in ("whole", "start", *STAGES):
+        print(f"{name:34}" + "".join(f"{1e3 * seconds[kind].get(name, 0.0):12.1f}" for kind in KINDS))
+    rest = [each["whole"] - sum(each.get(stage, 0.0) for stage in STAGES) for each in seconds.values()]
+    print(f"{'rest':34}" + "".join(f"{1e3 * each:12.1f}" for each in rest))
+    print(f"{'fsync, within these':34}" + "".join(f"{1e3 * seconds[kind]['fsync']:12.1f}" for kind in KINDS))
+    times = (seconds[kind]["number of fsync"] for kind in KINDS)
+    print(f"{'number of fsync':34}" + "".join(f"{each:12.0f}" for each in times))
+
+
+if __name__ == "__main__":
+    main()
