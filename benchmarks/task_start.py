@@ -105,6 +105,7 @@ class Clock:
             self.spent, self._inner, self._begin = Counter(), [0.0], time.perf_counter()
             outcome = perform(order, *args, **kwargs)
             self.spent["whole"] = time.perf_counter() - self._begin
+            self.spent["rest"] = self.spent["whole"] - self._inner[0]
             self.tasks[order.task_id] = self.spent
             return outcome
 
@@ -205,10 +206,8 @@ def main() -> None:
     args = parser.parse_args()
     seconds = measure(args.model, args.threads, args.steps, args.sequences)
     print(f"{'ms of a task':34}" + "".join(f"{kind:>12}" for kind in KINDS))
-    for name in ("whole", "start", *STAGES):
+    for name in ("whole", "start", *STAGES, "rest"):
         print(f"{name:34}" + "".join(f"{1e3 * seconds[kind].get(name, 0.0):12.1f}" for kind in KINDS))
-    rest = [each["whole"] - sum(each.get(stage, 0.0) for stage in STAGES) for each in seconds.values()]
-    print(f"{'rest':34}" + "".join(f"{1e3 * each:12.1f}" for each in rest))
     print(f"{'fsync, within these':34}" + "".join(f"{1e3 * seconds[kind]['fsync']:12.1f}" for kind in KINDS))
     times = (seconds[kind]["number of fsync"] for kind in KINDS)
     print(f"{'number of fsync':34}" + "".join(f"{each:12.0f}" for each in times))
