@@ -23,11 +23,16 @@ def load(model: str) -> tuple[ModelConfig, TrainConfig]:
 
 
 def cells(words: list[str]) -> list[dict[str, Any]]:
-    """The resolved configuration of each cell of the grid that `words` (study=… among them) ask for."""
+    """The resolved configuration of each cell of the grid that `words` (study=… among them) ask for.
+
+    A word with several values is an axis, in place of the study's own of that name.
+    """
+    given = dict(word.split("=", 1) for word in words)
+    own = {key: values for key, values in given.items() if "," in values and values[0] not in "[{"}
+    fixed = [f"{key}={value}" for key, value in given.items() if key not in own]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        whole = compose("config", overrides=words, return_hydra_config=True)
-        given = {word.partition("=")[0] for word in words}  # an axis that is given is no axis of the study
-        params = {k: v for k, v in (whole.hydra.sweeper.params or {}).items() if k not in given}
-        axes = [[f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()]
-        found = [compose("config", overrides=[*words, *values]) for values in itertools.product(*axes)]
+        whole = compose("config", overrides=fixed, return_hydra_config=True)
+        of_study = {k: str(v) for k, v in (whole.hydra.sweeper.params or {}).items() if k not in given}
+        axes = [[f"{k}={value}" for value in values.split(",")] for k, values in (of_study | own).items()]
+        found = [compose("config", overrides=[*fixed, *values]) for values in itertools.product(*axes)]
     return [json.loads(json.dumps(OmegaConf.to_container(cell, resolve=True))) for cell in found]

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import torch
-from throughput import VOCAB_SIZE, load
+from configuration import VOCAB_SIZE, load
 
 from moe.config import LearningRate, Schedule
 from moe.diagnostics import DIAGNOSE_EVERY, diagnose, moment_cosines, sample_moments

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from throughput import load
+from configuration import load
 
 from moe.config import ModelConfig
 from moe.growth import Moments, Tensors, grow_moments, grow_weights
