@@ -16,7 +16,6 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from alone import alone
@@ -108,7 +107,9 @@ def _report_s(study: str, folder: str) -> float:
     """Seconds of the whole command that makes the study's page."""
     words = [f"study={study}", f"launch.store={folder}/store", f"report.dir={folder}/report"]
     begin = time.perf_counter()
-    subprocess.run([sys.executable, str(ROOT / "report.py"), *words], cwd=folder, check=True, stdout=sys.stderr)
+    subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), *words], cwd=folder, check=True, stdout=sys.stderr
+    )
     return time.perf_counter() - begin
 
 

@@ -53,7 +53,11 @@ def _parts(trainer: Trainer, tokens_BT1: Tensor) -> dict[str, tuple[Step, int]]:
     network: Any = trainer.model
     calls = _calls(network, tokens_BT1)
     found: dict[str, tuple[Step, int]] = {}
-    for part, path in {"attention": "attention", "router and experts": "moe", "experts": "moe.experts"}.items():
+    for part, path in {
+        "attention": "attention",
+        "router and experts": "moe",
+        "experts": "moe.experts",
+    }.items():
         modules = [_at(layer, path) for layer in network.layers]
         called = [module for module in modules if module in calls]
         if called:
@@ -88,7 +92,9 @@ def _calls(network: Any, tokens_BT1: Tensor) -> dict[nn.Module, tuple[tuple, dic
 def _again(module: nn.Module, args: tuple, kwargs: dict) -> Step:
     """The same call with inputs of its own, and the gradients of what is differentiable: the output by a
     random one, losses by 1."""
-    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), (args, kwargs))
+    args, kwargs = tree_map_only(
+        Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), (args, kwargs)
+    )
     leaves = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor) and t.requires_grad]
     gradients: list[Tensor] = []
 

@@ -17,5 +17,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, its columns padded so that it reads as it stands."""
     widths = [max(3, *(len(row[i]) for row in [heads, *rows])) for i in range(len(heads))]
     lines = [heads, ["-" * width for width in widths], *rows]
-    padded = (" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    padded = (
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+    )
     return "".join(f"| {line} |\n" for line in padded)

@@ -1,6 +1,6 @@
 """What a task costs in a warm worker: seconds to its first training step, and where the rest of it goes.
 
-    python benchmarks/task_start.py [--model nano] [--threads 1] [--steps 20] [--sequences 16] [--text]
+    python benchmarks/task_start.py [--model nano] [--threads 1] [--steps 20] [--sequences 16]
 
 Short branches of one trunk are derived by the serial executor, each grown by another operator; the first
 warms the process up and is left out. Functions are timed from outside, each without those timed within it;
@@ -13,16 +13,17 @@ import functools
 import importlib
 import os
 import statistics
+import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from configuration import cells, load
+from section import Section, table
 
 from moe import flops
-
 from sweeps.outcome import Order, Outcome
 from sweeps.study import run_study
 
@@ -66,8 +67,8 @@ class Clock:
     """Seconds of each stage of a task, none counted twice, and of what is within them by another cut."""
 
     def __init__(self) -> None:
-        self.tasks: dict[str, Counter[str]] = {}
-        self.spent: Counter[str] = Counter()
+        self.tasks: dict[str, defaultdict[str, float]] = {}
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self._inner = [0.0]
         self._begin = 0.0
 
@@ -102,7 +103,7 @@ class Clock:
 
     def task(self, perform: Callable[..., Outcome]) -> Callable[..., Outcome]:
         def call(order: Order, *args: Any, **kwargs: Any) -> Outcome:
-            self.spent, self._inner, self._begin = Counter(), [0.0], time.perf_counter()
+            self.spent, self._inner, self._begin = defaultdict(float), [0.0], time.perf_counter()
             outcome = perform(order, *args, **kwargs)
             self.spent["whole"] = time.perf_counter() - self._begin
             self.spent["rest"] = self.spent["whole"] - self._inner[0]
@@ -171,12 +172,10 @@ def measure(
     with tempfile.TemporaryDirectory() as folder, watched() as clock:
         words = [*common, f"launch.store={folder}/store"]
         mappings = [cell for growth in grids for cell in cells([*words, *growth])]
-        with contextlib.redirect_stdout(open(os.devnull, "w")):  # noqa: SIM115
+        with contextlib.redirect_stdout(sys.stderr):
             run_study(mappings)
     branches = [spent for task, spent in clock.tasks.items() if not task.startswith(_trunk(clock))]
-    return {
-        kind: _medians([spent for spent in branches if spent[mark]][1:]) for kind, mark in KINDS.items()
-    }
+    return {kind: _medians([spent for spent in branches if spent.get(mark)][1:]) for kind, mark in KINDS.items()}
 
 
 def _trunk(clock: Clock) -> str:
@@ -184,7 +183,7 @@ def _trunk(clock: Clock) -> str:
     return next(iter(clock.tasks)).partition("@")[0]
 
 
-def _medians(tasks: list[Counter[str]]) -> dict[str, float]:
+def _medians(tasks: list[defaultdict[str, float]]) -> dict[str, float]:
     names = {name for spent in tasks for name in spent}
     return {name: statistics.median(spent[name] for spent in tasks) for name in names}
 
@@ -193,6 +192,23 @@ def _flops(model: str, steps: int, sequences: int) -> float:
     """Enough for about `steps` steps of a grown model."""
     config, train = load(model)
     return 2.2 * steps * sequences * train.seq_len * flops.train_flops_per_token(config, train.seq_len)
+
+
+def section(model: str = "nano", threads: int = 1, steps: int = 20, sequences: int = 16) -> Section:
+    seconds = measure(model, threads, steps, sequences)
+    shown = {"whole": "the whole task", "start": "to its first training step"}
+    shown |= {stage: stage for stage in [*STAGES, "rest"]} | {"fsync": "fsync, within these"}
+    rows = [
+        [text, *(f"{1e3 * each[name]:.1f}" if name in each else "" for each in seconds.values())]
+        for name, text in shown.items()
+        if any(name in each for each in seconds.values())
+    ]
+    times = [f"{each['number of fsync']:.0f}" for each in seconds.values()]
+    rows.append(["number of fsync, within these", *times])
+    words = f"The two tasks of a branch in a warm worker, `{model}`, {steps} steps of the trunk, {sequences} "
+    words += f"sequences a step, {threads} thread: the first grows and asks the probe, the second trains and "
+    words += "asks the full suite. Medians, ms.\n\n"
+    return Section("A task", words + table(["", *seconds], rows))
 
 
 def main() -> None:
@@ -204,13 +220,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sequences", type=int, default=16)
     args = parser.parse_args()
-    seconds = measure(args.model, args.threads, args.steps, args.sequences)
-    print(f"{'ms of a task':34}" + "".join(f"{kind:>12}" for kind in KINDS))
-    for name in ("whole", "start", *STAGES, "rest"):
-        print(f"{name:34}" + "".join(f"{1e3 * seconds[kind].get(name, 0.0):12.1f}" for kind in KINDS))
-    print(f"{'fsync, within these':34}" + "".join(f"{1e3 * seconds[kind]['fsync']:12.1f}" for kind in KINDS))
-    times = (seconds[kind]["number of fsync"] for kind in KINDS)
-    print(f"{'number of fsync':34}" + "".join(f"{each:12.0f}" for each in times))
+    print(section(args.model, args.threads, args.steps, args.sequences).text)
 
 
 if __name__ == "__main__":
