@@ -1,6 +1,6 @@
 """What a task costs in a warm worker: seconds to its first training step, and where the rest of it goes.
 
-    python benchmarks/task_start.py [--model nano] [--threads 1] [--steps 20] [--sequences 16]
+    python benchmarks/task_start.py [--model nano] [--threads 1] [--steps 10] [--sequences 8]
 
 Short branches of one trunk are derived by the serial executor, each grown by another operator; the first
 warms the process up and is left out. Functions are timed from outside, each without those timed within it;
@@ -145,7 +145,7 @@ KINDS = {"growth": "growth report", "training": "train"}  # of task, by what onl
 
 
 def measure(
-    model: str = "nano", threads: int = 1, steps: int = 20, sequences: int = 16
+    model: str = "nano", threads: int = 1, steps: int = 10, sequences: int = 8
 ) -> dict[str, dict[str, float]]:
     """The median seconds of each stage of the two tasks of a branch, in a warm worker."""
     common = [
@@ -175,7 +175,8 @@ def measure(
         with contextlib.redirect_stdout(sys.stderr):
             run_study(mappings)
     branches = [spent for task, spent in clock.tasks.items() if not task.startswith(_trunk(clock))]
-    return {kind: _medians([spent for spent in branches if spent.get(mark)][1:]) for kind, mark in KINDS.items()}
+    kinds = {kind: [spent for spent in branches if spent.get(mark)] for kind, mark in KINDS.items()}
+    return {kind: _medians(tasks[1:]) for kind, tasks in kinds.items()}
 
 
 def _trunk(clock: Clock) -> str:
@@ -194,7 +195,7 @@ def _flops(model: str, steps: int, sequences: int) -> float:
     return 2.2 * steps * sequences * train.seq_len * flops.train_flops_per_token(config, train.seq_len)
 
 
-def section(model: str = "nano", threads: int = 1, steps: int = 20, sequences: int = 16) -> Section:
+def section(model: str = "nano", threads: int = 1, steps: int = 10, sequences: int = 8) -> Section:
     seconds = measure(model, threads, steps, sequences)
     shown = {"whole": "the whole task", "start": "to its first training step"}
     shown |= {stage: stage for stage in [*STAGES, "rest"]} | {"fsync": "fsync, within these"}
@@ -217,8 +218,8 @@ def main() -> None:
     )
     parser.add_argument("--model", default="nano")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--sequences", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--sequences", type=int, default=8)
     args = parser.parse_args()
     print(section(args.model, args.threads, args.steps, args.sequences).text)
 
