@@ -45,6 +45,7 @@ SECTIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             ]
         },
     ),
+    "diagnostics": ("diagnostics", {}, {"rounds": 1}),
     "checkpoints": ("checkpoint", {}, {"model": "nano", "rounds": 1}),
     "growth": ("growth", {}, {"model": "nano", "rounds": 1}),
     "recycle": ("recycle", {}, {"gb": 0.2, "rounds": 1}),
@@ -84,7 +85,8 @@ def main() -> int:
     today = {ratio: value for section in found for ratio, value in section.ratios.items()}
     if args.write:
         PATH.write_text(written(PATH.read_text(), time.strftime("%Y-%m-%d"), name, described, found))
-        ratios.keep(name, today)
+        if today:
+            ratios.keep(name, today)
     fell = ratios.compare(name, today) if args.check else 0
     return 1 if failed else fell
 
