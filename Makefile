@@ -8,12 +8,13 @@ READY := $(VENV)/.ready
 # all of it on the text there too, as studies named …_text
 MODEL ?= pico
 TEXT ?=
+BENCH ?=
 STORE = paper/$(MODEL)/store
 SWEEP = $(BIN)/python sweep.py -m model=$(MODEL) launch.store=$(STORE)
 PAPER := timing fixed_extra fixed_total factor4 noise topk_variants order chain annealed_starts \
 	growth_lr scratch_lr factor4_residual norms norm_placement ladder
 
-.PHONY: setup demo paper test fault slow gpu check bench clean
+.PHONY: setup demo paper test fault slow gpu check bench bench-check clean
 
 setup: $(READY)
 
@@ -52,12 +53,14 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# BENCH="--only sweeps", say, or "--write"; docs/benchmarking.md
 bench: setup
 	$(BIN)/python -m pip install --quiet -e '.[bench]'
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/planner.py
-	$(BIN)/python benchmarks/growth.py
-	$(BIN)/python benchmarks/diagnostics.py
+	$(BIN)/python benchmarks/measure.py $(BENCH)
+
+bench-check: setup
+	$(BIN)/python -m pip install --quiet -e '.[bench]'
+	$(BIN)/python benchmarks/measure.py --check $(BENCH)
 
 clean:
 	rm -rf $(VENV) *.egg-info

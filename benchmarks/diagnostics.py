@@ -1,22 +1,23 @@
 """What the diagnostics along training cost: steps with and without them, alternating, in one run.
 
-    python benchmarks/diagnostics.py [--model nano] [--threads 2] [--rounds 12]
+    python benchmarks/diagnostics.py [--model nano] [--threads 1] [--rounds 12]
 
 The model is the grown one (depth and experts doubled), whose twins and moments are watched: the dearest case.
 """
 
 import argparse
-import statistics
-import time
 
 import numpy as np
 import torch
-from throughput import VOCAB_SIZE, load
+from configuration import VOCAB_SIZE, load
+from section import Section
+from timing import interleaved
 
 from moe.config import LearningRate, Schedule
 from moe.diagnostics import DIAGNOSE_EVERY, diagnose, moment_cosines, sample_moments
 from moe.growth import OptimizerState, grow_moments, grow_weights
 from moe.operator import DepthMethod, Operator, WidthMethod
+from moe.process import prepare_process
 from moe.train import State, Trainer, initial_state, language_loss
 
 
@@ -45,32 +46,37 @@ def grown_trainer(model_name: str) -> Trainer:
     return Trainer(grown, train, rate, lambda step: tokens, state, num_copies=2, moments_before=before)
 
 
+def section(model: str = "nano", threads: int = 1, rounds: int = 12) -> Section:
+    prepare_process(threads)
+    trainer = grown_trainer(model)
+    assert trainer.moments_before
+    routings = language_loss(trainer.model, torch.from_numpy(trainer.batches(0)))[1]
+
+    def plain() -> None:
+        trainer.step = 0  # steps 1 to 4 carry no diagnostics
+        list(trainer.steps(4))
+
+    def diagnosed() -> None:
+        assert trainer.moments_before
+        diagnose(trainer.model, routings, trainer.num_copies)
+        moment_cosines(trainer.moments_before, trainer.state().moments)
+
+    seconds = interleaved({"step": plain, "diagnostics": diagnosed}, rounds, warm_up=1)
+    step, cost = seconds["step"] / 4, seconds["diagnostics"]
+    text = f"`{model}`, grown: a step {1e3 * step:.1f} ms, diagnostics {1e3 * cost:.1f} ms; every "
+    text += f"{DIAGNOSE_EVERY} steps, **{cost / DIAGNOSE_EVERY / step:.1%} of a step**.\n"
+    return Section("Diagnostics along training", text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="nano")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=12)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    trainer = grown_trainer(args.model)
-    assert trainer.moments_before
-    routings = language_loss(trainer.model, torch.from_numpy(trainer.batches(0)))[1]
-    plain, diagnosed = [], []
-    for _ in range(args.rounds):
-        begin = time.perf_counter()
-        trainer.step = 0  # steps 1 to 4 carry no diagnostics
-        list(trainer.steps(4))
-        plain.append((time.perf_counter() - begin) / 4)
-        begin = time.perf_counter()
-        diagnose(trainer.model, routings, trainer.num_copies)
-        moment_cosines(trainer.moments_before, trainer.state().moments)
-        diagnosed.append(time.perf_counter() - begin)
-    step, cost = statistics.median(plain), statistics.median(diagnosed)
-    share = cost / DIAGNOSE_EVERY / step
-    print(f"{args.model}, grown: a step {1e3 * step:.1f} ms, diagnostics {1e3 * cost:.1f} ms")
-    print(f"every {DIAGNOSE_EVERY} steps: {share:.2%} of a step")
+    print(section(args.model, args.threads, args.rounds).text)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,16 @@ do: each grown byte is written once. `draw` is the least that noise adds: its no
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
-from throughput import load
+from configuration import load
+from section import Section, table
+from timing import Step, interleaved
 
 from moe.config import ModelConfig
 from moe.growth import Moments, Tensors, grow_moments, grow_weights
 from moe.operator import Copies, DepthMethod, Operator, OptimizerState, WidthMethod
+from moe.process import prepare_process
 from moe.train import initial_state
 
 DEEP = {"method": DepthMethod.INTERPOSITION, "depth_factor": 2}
@@ -32,7 +32,7 @@ OPERATORS = {
 }
 
 
-def contenders(model: ModelConfig, operator: Operator, weights: Tensors) -> dict[str, Callable[[], object]]:
+def contenders(model: ModelConfig, operator: Operator, weights: Tensors) -> dict[str, Step]:
     """What is timed: copying and growing the weights, then both with AdamW's moments; drawing the noise."""
     moments = Moments(step=1, first=weights, second={n: t.square() for n, t in weights.items()})
     grown = grow_weights(model, operator, weights)
@@ -54,6 +54,22 @@ def contenders(model: ModelConfig, operator: Operator, weights: Tensors) -> dict
     }
 
 
+def section(model: str = "small", threads: int = 2, rounds: int = 5) -> Section:
+    prepare_process(threads)
+    config, _ = load(model)
+    weights = initial_state(config, 0).weights
+    rows = []
+    for name, operator in OPERATORS.items():
+        t = interleaved(contenders(config, operator, weights), rounds, warm_up=1)
+        row = [f"{1e3 * t[part]:.1f}" for part in ("copy", "draw", "grow")]
+        ratios = [f"{t['grow'] / t['copy']:.2f}×", f"{t['grow state'] / t['copy state']:.2f}×"]
+        rows.append([name, *row, *ratios])
+    words = f"`{model}`, {sum(t.numel() for t in weights.values()):,} weights, {threads} threads. "
+    words += "Copying is `clone` of every grown tensor; drawing is the noise's normal numbers alone.\n\n"
+    heads = ["", "copy, ms", "draw, ms", "grow, ms", "grow ÷ copy", "with moments"]
+    return Section("Growing a state in memory", words + table(heads, rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -62,22 +78,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    model, _ = load(args.model)
-    weights = initial_state(model, 0).weights
-    print(f"{args.model}: {sum(t.numel() for t in weights.values()):,} weights; {args.threads} threads\n")
-    print(f"{'':22}{'copy':>10}{'draw':>10}{'grow':>10}{'ratio':>8}{'with moments':>14}")
-    for name, operator in OPERATORS.items():
-        seconds: dict[str, list[float]] = {}
-        timed = contenders(model, operator, weights)
-        for _ in range(args.rounds):
-            for part, work in timed.items():
-                begin = time.perf_counter()
-                work()
-                seconds.setdefault(part, []).append(time.perf_counter() - begin)
-        t = {part: statistics.median(values) for part, values in seconds.items()}
-        row = "".join(f"{1e3 * t[part]:7.1f} ms" for part in ("copy", "draw", "grow"))
-        print(f"{name:22}{row}{t['grow'] / t['copy']:7.2f}x{t['grow state'] / t['copy state']:13.2f}x")
+    print(section(args.model, args.threads, args.rounds).text)
 
 
 if __name__ == "__main__":

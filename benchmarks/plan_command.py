@@ -8,21 +8,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from configuration import ROOT
+from section import Section, table
+
 GRIDS = {10: (10, 1), 100: (50, 2), 1000: (200, 5)}  # cells: growth steps × noise scales
+
+
+def section(planned: int = 10_000) -> Section:
+    import planner
+
+    rows = [[f"{count:,} cells, the whole command", f"{seconds(count):.2f}"] for count in GRIDS]
+    rows.append([f"{planned:,} resolved configurations to a plan", f"{planner.seconds(planned):.2f}"])
+    return Section("Planning", table(["", "s"], rows))
+
+
+def seconds(count: int) -> float:
+    steps, scales = GRIDS[count]
+    axes = [
+        "growth.step=" + ",".join(str(10 * (1 + i)) for i in range(steps)),
+        "growth.noise_scale=" + ",".join(f"{0.01 * (1 + i):g}" for i in range(scales)),
+    ]
+    taken, asked = _plan(axes)
+    assert asked == count, f"{asked} cells were planned, not {count}"
+    return taken
 
 
 def main(*counts: int) -> None:
     for count in counts or GRIDS:
-        steps, scales = GRIDS[count]
-        axes = [
-            "growth.step=" + ",".join(str(10 * (1 + i)) for i in range(steps)),
-            "growth.noise_scale=" + ",".join(f"{0.01 * (1 + i):g}" for i in range(scales)),
-        ]
-        seconds, asked = _plan(axes)
-        print(f"{asked} cells: {seconds:.2f} s from the command line to the plan")
+        print(f"{count} cells: {seconds(count):.2f} s from the command line to the plan")
 
 
 def _plan(axes: list[str]) -> tuple[float, int]:

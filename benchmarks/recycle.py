@@ -25,6 +25,7 @@ from math import ceil, prod
 from pathlib import Path
 
 import numpy as np  # and not torch: a child's ru_maxrss begins at what this process holds
+from section import Section, table
 
 SHARD_BYTES = 1 << 30
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,45 @@ def measure(source: Path, folder: Path, growth: list[str], options: list[str]) -
     return found | {"told": float(told[2]) * 2**20, "cpu": cpu, "cp_cpu": cp_cpu}
 
 
+def compared(gb: float, rounds: int, memory_limit: str, where: Path | None, threads: str) -> Section:
+    """Every growth in turn, `rounds` times, of a source of `gb` GB below the folder `where`."""
+    needed, free = 5e9 * gb, shutil.disk_usage(where or tempfile.gettempdir()).free
+    if free < needed:
+        raise ValueError(
+            f"{needed / 1e9:.0f} GB must be free, and {free / 1e9:.0f} GB are; give --folder or less --gb"
+        )
+    with tempfile.TemporaryDirectory(dir=where) as name:
+        folder = Path(name)
+        size = make(folder / "source", 1e9 * gb)
+        options = [f"memory_limit={memory_limit}", f"threads={threads}", "verify=false"]
+        found: dict[str, list[dict[str, float]]] = {growth: [] for growth in GROWTHS}
+        for _ in range(rounds):
+            for growth, words in GROWTHS.items():
+                found[growth].append(measure(folder / "source", folder, words, options))
+                print(growth, {k: round(v, 1) for k, v in found[growth][-1].items()}, file=sys.stderr)
+    words = f"A bf16 source of {size / 1e9:.2f} GB, `memory_limit={memory_limit}`, `cp -r` and `sync` beside "
+    words += f"each growth; medians of {rounds} interleaved rounds.\n\n"
+    return Section("Growing a checkpoint on disk", words + _text(found))
+
+
+def section(gb: float = 1.0, rounds: int = 2) -> Section:
+    return compared(gb, rounds, "320MiB", None, "null")
+
+
+def _text(rounds: dict[str, list[dict[str, float]]]) -> str:
+    heads = ["", "GB", "grow, MB/s", "cp, MB/s", "grow ÷ cp", "whole command ÷ cp", "processor s", "of cp"]
+    rows = []
+    for growth, found in rounds.items():
+        t = {key: statistics.median(one[key] for one in found) for key in found[0]}
+        ratio = {key: statistics.median(one["cp"] / one[key] for one in found) for key in ("grow", "command")}
+        peak, told = (max(one[key] for one in found) / 2**20 for key in ("peak", "told"))
+        speed = [f"{t['bytes'] / 1e6 / t[key]:.0f}" for key in ("grow", "cp")]
+        values = [f"{t['bytes'] / 1e9:.2f}", *speed, f"{ratio['grow']:.2f}", f"{ratio['command']:.2f}"]
+        values += [f"{t['cpu']:.1f}", f"{t['cp_cpu']:.1f}", f"{peak:.0f} ({told:.0f})"]
+        rows.append([growth, *values])
+    return table([*heads, "most MiB (as told)"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,47 +169,10 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--threads", default="null")
     args = parser.parse_args()
-    needed, free = 5e9 * args.gb, shutil.disk_usage(args.folder or tempfile.gettempdir()).free
-    if free < needed:
-        sys.exit(
-            f"{needed / 1e9:.0f} GB must be free, and {free / 1e9:.0f} GB are; give --folder or less --gb"
-        )
-    with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        folder = Path(name)
-        size = make(folder / "source", 1e9 * args.gb)
-        print(
-            f"source {size / 1e9:.2f} GB; memory_limit={args.memory_limit}; medians of {args.rounds} rounds\n"
-        )
-        options = [f"memory_limit={args.memory_limit}", f"threads={args.threads}", "verify=false"]
-        rounds: dict[str, list[dict[str, float]]] = {growth: [] for growth in GROWTHS}
-        for _ in range(args.rounds):
-            for growth, words in GROWTHS.items():
-                rounds[growth].append(measure(folder / "source", folder, words, options))
-                print(growth, {k: round(v, 1) for k, v in rounds[growth][-1].items()}, file=sys.stderr)
-        show(rounds)
-
-
-def show(rounds: dict[str, list[dict[str, float]]]) -> None:
-    heads = (
-        "GB",
-        "grow MB/s",
-        "cp MB/s",
-        "grow/cp",
-        "command/cp",
-        "cpu s",
-        "cp cpu s",
-        "peak MiB",
-        "as told",
-    )
-    print(f"{'':20}" + "".join(f"{head:>12}" for head in heads))
-    for growth, found in rounds.items():
-        t = {key: statistics.median(one[key] for one in found) for key in found[0]}
-        ratio = {key: statistics.median(one["cp"] / one[key] for one in found) for key in ("grow", "command")}
-        peak, told = (max(one[key] for one in found) / 2**20 for key in ("peak", "told"))
-        speed = [f"{t['bytes'] / 1e6 / t[key]:.0f}" for key in ("grow", "cp")]
-        values = [f"{t['bytes'] / 1e9:.2f}", *speed, f"{ratio['grow']:.2f}", f"{ratio['command']:.2f}"]
-        values += [f"{t['cpu']:.1f}", f"{t['cp_cpu']:.1f}", f"{peak:.0f}", f"{told:.0f}"]
-        print(f"{growth:20}" + "".join(f"{value:>12}" for value in values))
+    try:
+        print(compared(args.gb, args.rounds, args.memory_limit, args.folder, args.threads).text)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

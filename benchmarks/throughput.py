@@ -1,6 +1,6 @@
 """Training speed beside transformers' MoE models of equal shape, and a dense model of ours, in one run.
 
-    python benchmarks/throughput.py [--models nano micro] [--threads 1] [--rounds 5]
+    python benchmarks/throughput.py [--models nano micro small] [--threads 1] [--rounds 5] [--steps 5]
 
 Prints tokens/s (median over rounds, contenders interleaved) and the share of the machine's fp32 GEMM peak,
 measured in the same run; then what each part of our step takes alone, forward and backward. The dense model
@@ -10,37 +10,55 @@ has the activated parameters and no router: what routing costs. Peers need the e
 import argparse
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from computer import gemm_peak_flops
+from configuration import VOCAB_SIZE, load
+from parts import part_seconds
 from peers import EXPERTS, PEERS, peer_step
+from section import Section, table
+from timing import Step, interleaved
 
 from moe import flops
-from moe.config import LearningRate, ModelConfig, Schedule, TrainConfig
-from moe.model import MoE
-from moe.plain import parse
+from moe.config import LearningRate, ModelConfig, Precision, Schedule, TrainConfig
 from moe.process import prepare_process
-from moe.router import route
-from moe.token_loss import token_loss
 from moe.train import Trainer, initial_state
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
-VOCAB_SIZE = 512
-Step = Callable[[], object]
+OURS, BF16, DENSE = "regrow", "regrow, bf16 autocast", "regrow, dense of equal N_a"
+PEER = "transformers"
+# (rounds, steps a round): about a minute each on one core
+EFFORT = {"pico": (5, 8), "nano": (5, 5), "micro": (3, 2), "small": (3, 1)}
 
 
-def load(model: str) -> tuple[ModelConfig, TrainConfig]:
-    """A preset of conf/model with the default training."""
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        config = compose("config", overrides=[f"model={model}", f"model.vocab_size={VOCAB_SIZE}"])
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return parse(ModelConfig, plain["model"]), parse(TrainConfig, plain["train"])
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """Of one model: seconds a step of each contender, and of each part of ours."""
+
+    name: str
+    model: ModelConfig
+    train: TrainConfig
+    peak: float  # FLOP/s
+    seconds: Mapping[str, float]
+    parts: Mapping[str, float]
+
+    def tokens_per_s(self, contender: str) -> float:
+        return self.train.tokens_per_step / self.seconds[contender]
+
+    def share(self, contender: str) -> float:
+        """Of the GEMM peak."""
+        model = dense(self.model) if contender == DENSE else self.model
+        per_token = flops.train_flops_per_token(model, self.train.seq_len)
+        return self.tokens_per_s(contender) * per_token / self.peak
+
+    def fastest_peer(self) -> str | None:
+        peers = [name for name in self.seconds if name.startswith(PEER)]
+        return min(peers, key=self.seconds.__getitem__, default=None)
+
+
+def random_tokens(train: TrainConfig) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCAB_SIZE, (train.batch_size, train.seq_len + 1))
 
 
 def trainer_of(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Trainer:
@@ -48,9 +66,8 @@ def trainer_of(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Tr
     return Trainer(model, train, rate, lambda step: tokens, initial_state(model, 0))
 
 
-def ours(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> Step:
+def step_of(trainer: Trainer) -> Step:
     """One training step through the product's own loop."""
-    trainer = trainer_of(model, train, tokens)
     return lambda: list(trainer.steps(trainer.step + 1))
 
 
@@ -60,134 +77,87 @@ def dense(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, num_dense_layers=model.num_layers, dense_hidden_size=size)
 
 
-def parts(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> dict[str, tuple[Step, int]]:
-    """Each part of a step alone, forward and backward, and how many of it a step has."""
-    trainer = trainer_of(model, train, tokens)
-    list(trainer.steps(1))
-    network, num_tokens = trainer.model, train.batch_size * train.seq_len
-    moe = network.moe_layers()[0]
-    attention = network.layers[0].attention
-    rope = network._rope_tables(train.seq_len, torch.device("cpu"))
-    x_BTD = torch.randn(train.batch_size, train.seq_len, model.hidden_size, requires_grad=True)
-    x_ND = torch.randn(num_tokens, model.hidden_size, requires_grad=True)
-    targets_N = torch.from_numpy(tokens[:, 1:].reshape(-1).copy())
-    _, routing = moe(x_BTD.detach())
-    routing = routing._replace(gates_Nk=routing.gates_Nk.detach().requires_grad_())
-    gradient_ND = torch.randn(num_tokens, model.hidden_size)
-    gradients = [torch.randn_like(parameter) for parameter in network.parameters()]
-
-    def attend() -> None:
-        attention(x_BTD, rope).backward(gradient_ND.view_as(x_BTD))
-
-    def route_all() -> None:
-        gates_Nk, balance, z = _routes(moe, x_ND)
-        (gates_Nk.sum() + balance + z).backward()
-
-    def experts() -> None:
-        moe.experts(x_ND, routing).backward(gradient_ND)
-
-    def head() -> None:
-        token_loss(x_ND, network.head.weight, targets_N).backward()
-
-    def optimise() -> None:
-        for parameter, gradient in zip(network.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(network.parameters(), train.grad_clip)
-        trainer.optimizer.step(1e-3)
-
-    layers = model.num_layers
-    return {
-        "attention": (attend, layers),
-        "router": (route_all, layers),
-        "experts": (experts, layers),
-        "head and loss": (head, 1),
-        "clipping and AdamW": (optimise, 1),
-    }
-
-
-def _routes(moe: MoE, x_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    routing = route(torch.nn.functional.linear(x_ND, moe.router.weight), moe.config)
-    return routing.gates_Nk, routing.load_balance_loss, routing.z_loss
-
-
-def gemm_peak_flops(size: int = 1536) -> float:
-    """FLOP/s of a large fp32 matrix product: the machine's practical ceiling."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    return 2 * size**3 / min(measure(lambda: a @ b, 1) for _ in range(8))
-
-
-def measure(step: Step, steps: int) -> float:
-    """Seconds of one step."""
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
-
-
-def interleaved(steps: dict[str, Step], rounds: int, count: int) -> dict[str, float]:
-    """The median seconds of each, all of them once a round."""
-    for step in steps.values():
-        measure(step, 2)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            seconds[name].append(measure(step, count))
-    return {name: statistics.median(times) for name, times in seconds.items()}
-
-
 def contenders(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> dict[str, Step]:
-    steps: dict[str, Step] = {
-        "regrow": ours(model, train, tokens),
-        "regrow, dense of equal N_a": ours(dense(model), train, tokens),
+    bf16 = dataclasses.replace(train, precision=Precision.BF16)
+    steps = {
+        OURS: step_of(trainer_of(model, train, tokens)),
+        BF16: step_of(trainer_of(model, bf16, tokens)),
+        DENSE: step_of(trainer_of(dense(model), train, tokens)),
     }
     try:
         for peer in PEERS:
             for experts in EXPERTS:
                 batch = tokens[:, :-1].copy()
-                steps[f"transformers {peer}, {experts}"] = peer_step(peer, model, train, batch, experts)
+                steps[f"{PEER} {peer}, {experts}"] = peer_step(peer, model, train, batch, experts)
     except ImportError:
         print("transformers is not installed: pip install -e '.[bench]' for the comparison")
     return steps
 
 
-def report(name: str, threads: int, rounds: int, count: int) -> None:
+def speeds(name: str, rounds: int, count: int) -> Speeds:
     model, train = load(name)
-    shape = (train.batch_size, train.seq_len + 1)
-    tokens = np.random.default_rng(0).integers(0, VOCAB_SIZE, shape)
-    peak = gemm_peak_flops()
-    seconds = interleaved(contenders(model, train, tokens), rounds, count)
-    peak = statistics.median([peak, gemm_peak_flops(), gemm_peak_flops()])
-    sizes = f"{flops.activated_params(model):,} activated of {flops.total_params(model):,} parameters"
-    print(f"\n{name}: {sizes}; {train.batch_size} x {train.seq_len} tokens a step; {threads} threads")
-    print(f"torch {torch.__version__}, fp32 GEMM peak {peak / 1e9:.0f} GFLOP/s\n")
-    print(f"{'':34}{'tokens/s':>10}{'of peak':>10}{'regrow is':>12}")
-    for contender, each in seconds.items():
-        own = dense(model) if "dense" in contender else model
-        rate = train.tokens_per_step / each
-        share = rate * flops.train_flops_per_token(own, train.seq_len) / peak
-        print(f"{contender:34}{rate:10,.0f}{share:10.1%}{each / seconds['regrow']:11.2f}x")
-    whole, alone = seconds["regrow"], parts(model, train, tokens)
-    taken = interleaved({part: step for part, (step, _) in alone.items()}, rounds, count)
-    print(f"\n{'part of a step, alone':34}{'ms':>10}{'of step':>10}")
-    for part, each in taken.items():
-        spent = each * alone[part][1]
-        print(f"{part:34}{1e3 * spent:10.1f}{spent / whole:10.1%}")
-    rest = whole - sum(each * alone[part][1] for part, each in taken.items())
-    print(f"{'norms, residuals, logging, rest':34}{1e3 * rest:10.1f}{rest / whole:10.1%}")
+    tokens = random_tokens(train)
+    before = gemm_peak_flops()
+    seconds = interleaved(contenders(model, train, tokens), rounds, count, warm_up=2 if count > 1 else 1)
+    peak = statistics.median([before, gemm_peak_flops(), gemm_peak_flops()])
+    taken = part_seconds(trainer_of(model, train, tokens), tokens, rounds, count)
+    return Speeds(name, model, train, peak, seconds, taken)
+
+
+def section(
+    models: list[str], threads: int = 1, rounds: int | None = None, steps: int | None = None
+) -> Section:
+    prepare_process(threads)
+    found = []
+    for name in models:
+        usual = EFFORT.get(name, (3, 1))
+        found.append(speeds(name, rounds or usual[0], steps or usual[1]))
+    ratios = {}
+    for each in found:
+        peer = each.fastest_peer()
+        if peer is not None:
+            ratios[f"{each.name}: ours ÷ fastest transformers"] = each.seconds[peer] / each.seconds[OURS]
+    text = "\n".join([*(_speed_text(each, threads) for each in found), _parts_text(found)])
+    return Section("Training speed", text, ratios)
+
+
+def _speed_text(s: Speeds, threads: int) -> str:
+    sizes = f"{flops.activated_params(s.model):,} activated of {flops.total_params(s.model):,} parameters"
+    words = f"`{s.name}`: {sizes}, {s.train.batch_size} × {s.train.seq_len} tokens a step, "
+    words += f"{threads} {'thread' if threads == 1 else 'threads'}, "
+    words += f"fp32 GEMM peak {s.peak / 1e9:.0f} GFLOP/s.\n\n"
+    rows = [
+        [name, f"{s.tokens_per_s(name):,.0f}", f"{s.share(name):.1%}", f"{each / s.seconds[OURS]:.2f}×"]
+        for name, each in s.seconds.items()
+    ]
+    return words + table(["", "tokens/s", "of peak", "regrow is"], rows)
+
+
+def _parts_text(found: list[Speeds]) -> str:
+    """Shares of the parts in a step with its data; what no part has is the rest."""
+    names = list(dict.fromkeys(part for each in found for part in each.parts))
+    whole = {each.name: each.seconds[OURS] + each.parts.get("data", 0.0) for each in found}
+
+    def cell(each: Speeds, seconds: float | None) -> str:
+        return "" if seconds is None else f"{1e3 * seconds:.1f} ms, {seconds / whole[each.name]:.1%}"
+
+    rows = [[part, *(cell(each, each.parts.get(part)) for each in found)] for part in names]
+    rest = ["norms, residuals, logging, rest"]
+    rest += [cell(each, whole[each.name] - sum(each.parts.values())) for each in found]
+    heads = ["part of a step, alone", *(each.name for each in found)]
+    return "Each part alone, forward and backward.\n\n" + table(heads, [*rows, rest])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=["nano", "micro"])
+    parser.add_argument("--models", nargs="+", default=["nano", "micro", "small"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="by default what the model allows in a minute")
+    parser.add_argument("--steps", type=int)
     args = parser.parse_args()
-    prepare_process(args.threads)
-    for name in args.models:
-        report(name, args.threads, args.rounds, args.steps)
+    print(section(args.models, args.threads, args.rounds, args.steps).text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import dataclasses
 import hashlib
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from moe.growth import Moments, Tensors
 from moe.plain import check, parse, to_plain
 
 DONE = "DONE.json"
+_SETTLED_S = 1.0  # a file that changed later may change again within one tick of its clock
 
 
 class CorruptState(Exception):
@@ -71,8 +75,12 @@ def promote_state(directory: Path) -> None:
 
 
 def load_state(directory: Path) -> State:
-    """Reads a state after checking every digest; raises CorruptState naming the file that differs."""
-    _check_digests(directory)
+    """Reads a state after checking every digest; raises CorruptState naming the file that differs.
+
+    A file that this process has checked is hashed again only once it was touched: many branches start from
+    one state.
+    """
+    _check_digests(directory, digest=_known_sha256)
     numbers = read_json(directory / "state.json")
     moments: dict[str, Tensors] = {"first": {}, "second": {}}
     for name, tensor in load_file(directory / "optimizer.safetensors").items():
@@ -114,14 +122,15 @@ def load_description(directory: Path) -> Description:
     return Description(model=model, data=stored["data"], seq_len=stored["seq_len"])
 
 
-def _check_digests(directory: Path, *names: str) -> None:
+def _check_digests(directory: Path, *names: str, digest: Callable[[Path], str] | None = None) -> None:
     """Of all files of a state, or of those named; what does not say its digests is no state either."""
     done = read_whole_json(directory / DONE)
     if done is None or not isinstance(done.get("sha256"), dict):
         raise CorruptState(f"{directory / DONE} is not what was written")
+    digest = digest or _sha256
     for name, expected in done["sha256"].items():
         path = directory / name
-        if (not names or name in names) and (not path.exists() or _sha256(path) != expected):
+        if (not names or name in names) and (not path.exists() or digest(path) != expected):
             raise CorruptState(f"{path} is not what was written")
 
 
@@ -132,3 +141,19 @@ def _plain(tensors: Tensors) -> Tensors:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_known: dict[str, tuple[tuple[int, ...], str]] = {}  # path: what its file was when it was hashed, the digest
+
+
+def _known_sha256(path: Path) -> str:
+    """`_sha256`, of a file that is still the one that was hashed without reading it."""
+    before = os.stat(path)
+    identity = (before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
+    known, digest = _known.get(str(path), ((), ""))
+    if known == identity:
+        return digest
+    digest = _sha256(path)
+    if time.time() - max(before.st_mtime, before.st_ctime) > _SETTLED_S:
+        _known[str(path)] = (identity, digest)
+    return digest

@@ -17,6 +17,7 @@ from moe.operator import Operator
 from moe.train import autocast
 
 PARTS = ("depth copy", "width copy", "expert noise", "router noise")
+_KEPT_BYTES = 1 << 26  # of weights and logits that stay in the process
 
 
 @torch.no_grad()
@@ -75,6 +76,20 @@ class _Measured:
     def of(
         cls, model: ModelConfig, weights: Tensors, tokens_BT1: Tensor, precision: Precision, device: str
     ) -> "_Measured":
+        """Of equal weights once in a process: what grows from one state shares its first parts."""
+        asked = _Asked(model, precision, device, weights, tokens_BT1)
+        for place, (earlier, measured) in enumerate(_kept):
+            if earlier.equals(asked):
+                _kept.append(_kept.pop(place))
+                return measured
+        measured = cls._of(model, weights, tokens_BT1, precision, device)
+        _keep(asked, measured)
+        return measured
+
+    @classmethod
+    def _of(
+        cls, model: ModelConfig, weights: Tensors, tokens_BT1: Tensor, precision: Precision, device: str
+    ) -> "_Measured":
         network = MoETransformer(model).to(device)
         network.load_state_dict(weights)
         with autocast(precision, device):
@@ -82,6 +97,46 @@ class _Measured:
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT1[:, 1:].flatten())
         norms = [round(norm, 6) for norm in feed_forward_norms(network).tolist()]
         return cls(loss.item(), logits_BTV, norms)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Asked:
+    """All that decides what is measured."""
+
+    model: ModelConfig
+    precision: Precision
+    device: str
+    weights: Tensors
+    tokens_BT1: Tensor
+
+    def equals(self, other: "_Asked") -> bool:
+        """Exactly: comparing is a pass over the weights, a thirtieth of measuring them."""
+        return (
+            (self.model, self.precision, self.device) == (other.model, other.precision, other.device)
+            and torch.equal(self.tokens_BT1, other.tokens_BT1)
+            and self.weights.keys() == other.weights.keys()
+            and all(torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items())
+        )
+
+    def copy(self) -> "_Asked":
+        weights = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
+        return dataclasses.replace(self, weights=weights, tokens_BT1=self.tokens_BT1.clone())
+
+
+_kept: list[tuple[_Asked, _Measured]] = []  # the last one asked for is the last
+
+
+def _keep(asked: _Asked, measured: _Measured) -> None:
+    """Beside as many of the last as `_KEPT_BYTES` hold; a GPU's memory is left to training."""
+    if asked.device != "cpu" or _num_bytes(asked, measured) > _KEPT_BYTES:
+        return
+    _kept.append((asked.copy(), measured))  # what others may write to is not kept by reference
+    while sum(_num_bytes(*each) for each in _kept) > _KEPT_BYTES:
+        del _kept[0]
+
+
+def _num_bytes(asked: _Asked, measured: _Measured) -> int:
+    return sum(tensor.nbytes for tensor in [*asked.weights.values(), measured.logits_BTV])
 
 
 def _apart(a: _Measured, b: _Measured) -> float | None:

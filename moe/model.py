@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe import cpu
 from moe.config import ModelConfig, NormPlacement
 from moe.router import Experts, Routing, route
 from moe.seeds import derive_seed
@@ -164,6 +165,9 @@ class Attention(nn.Module):
         Q, K, C = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         weights = [self.query.weight, self.key.weight, self.value.weight]
         x_BTHC = F.linear(x_BTD, torch.cat(weights)).view(B, T, Q + 2 * K, C)  # one product for all heads
+        if cpu.serves(x_BTHC):
+            gains = self.query_norm.weight, self.key_norm.weight
+            return self.output(cpu.CausalAttention.apply(x_BTHC, *gains, *rope, Q, self.config.norm_eps))
         gain_HC = torch.cat([self.query_norm.weight.expand(Q, C), self.key_norm.weight.expand(K, C)])
         normed_BTHC = _RMSNorm.apply(x_BTHC[:, :, : Q + K].float(), gain_HC, self.config.norm_eps)
         q_BTQC, k_BTKC = _Turn.apply(normed_BTHC, *rope).split([Q, K], dim=2)
@@ -221,6 +225,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        if cpu.serves(x):
+            return cpu.RMSNorm.apply(x, self.weight, self.eps)
         return _RMSNorm.apply(x.float(), self.weight, self.eps)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe import grouped
+from moe import cpu, grouped
 from moe.config import Gate, ModelConfig
 
 
@@ -47,6 +47,13 @@ def route(logits_NE: Tensor, config: ModelConfig, bias_E: Tensor | None = None) 
     unchanged when every expert and k are multiplied alike.
     """
     num_experts = logits_NE.shape[1]
+    if cpu.serves(logits_NE) and _is_plain(config, bias_E):
+        renormalise = config.gate is Gate.SOFTMAX_RENORMALISED
+        gates_Nk, experts_Nk, probs_E, load_E, z_loss, entropy = cpu.Router.apply(
+            logits_NE, config.top_k, renormalise
+        )
+        loss = _load_balance(load_E, probs_E)
+        return Routing(gates_Nk, experts_Nk, loss, z_loss, load_E, probs_E, entropy)
     gates_Nk, experts_Nk, probs_NE, total_N1 = choose(logits_NE, config, bias_E)
     if config.capacity_factor is not None:
         gates_Nk = gates_Nk * within_capacity(experts_Nk, num_experts, config.capacity_factor)
@@ -96,6 +103,13 @@ def choose(
     if config.route_scale != 1.0:
         gates_Nk = gates_Nk * config.route_scale
     return gates_Nk, experts_Nk, probs_NE, total_N1
+
+
+def _is_plain(config: ModelConfig, bias_E: Tensor | None) -> bool:
+    """Softmax gates of a token's best experts, with nothing that moves or cuts them."""
+    is_softmax = config.gate in (Gate.SOFTMAX, Gate.SOFTMAX_RENORMALISED)
+    moved = bias_E is not None or config.num_groups > 1 or config.route_scale != 1.0
+    return is_softmax and not moved and config.capacity_factor is None
 
 
 def _load(experts_Nk: Tensor, num_experts: int) -> Tensor:
@@ -163,7 +177,8 @@ def sorted_experts(
     x_ND: Tensor, gates_Nk: Tensor, experts_Nk: Tensor, w_in_EGD: Tensor, w_out_EDH: Tensor
 ) -> Tensor:
     """Σ_k gate · expert(x) of each token: [N, D]."""
-    return _SortedExperts.apply(x_ND, gates_Nk.to(x_ND.dtype), experts_Nk, w_in_EGD, w_out_EDH)
+    experts = cpu.Experts if cpu.serves(x_ND) else _SortedExperts
+    return experts.apply(x_ND, gates_Nk.to(x_ND.dtype), experts_Nk, w_in_EGD, w_out_EDH)
 
 
 class _SortedExperts(torch.autograd.Function):

@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CPU_CHUNK, _GPU_CHUNK = 2**18, 2**25  # logits at a time: those of a CPU stay in its cache
+from moe import cpu
+
+_CPU_CHUNK, _GPU_CHUNK = 2**17, 2**25  # logits at a time: those of a CPU stay in its cache
 
 
 def token_loss(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
@@ -30,24 +32,23 @@ class _TokenLoss(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             x, head = x_ND.to(dtype), head_VD.to(dtype)
             dx_ND = torch.empty(*runs, N, D, dtype=exact, device=x.device) if learns else None
-            dhead_VD = torch.zeros(*runs, V, D, dtype=exact, device=x.device) if learns else None
-            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // (V * math.prod(runs)))
+            dhead_DV = torch.zeros(*runs, D, V, dtype=exact, device=x.device) if learns else None
+            to_gradient = cpu.cross_entropy_ if cpu.serves(x_ND) else _cross_entropy_
+            R = math.prod(runs)
+            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // (V * R))
+            buffer = torch.empty(R * min(rows, N) * V, dtype=dtype, device=x.device)  # stays in a CPU's cache
             losses = []
             for x_nD, targets_n, first in zip(
                 x.split(rows, -2), targets_N.split(rows, -1), range(0, N, rows), strict=True
             ):
-                p_nV = (x_nD @ head.mT).to(exact)
-                p_nV -= p_nV.amax(-1, keepdim=True)
-                chosen_n1 = p_nV.gather(-1, targets_n[..., None])
-                total_n1 = p_nV.exp_().sum(-1, keepdim=True)
-                losses.append(total_n1.log().sub_(chosen_n1).sum((-2, -1)))
-                if dx_ND is None or dhead_VD is None:
-                    continue
-                p_nV *= total_n1.mul_(N).reciprocal_()
-                p_nV.scatter_add_(-1, targets_n[..., None], p_nV.new_full(chosen_n1.shape, -1 / N))
-                d_nV = p_nV.to(dtype)
-                dx_ND[..., first : first + rows, :] = d_nV @ head
-                dhead_VD += d_nV.mT @ x_nD
+                logits_nV = buffer[: x_nD[..., 0].numel() * V].view(*x_nD.shape[:-1], V)
+                p_nV = torch.matmul(x_nD, head.mT, out=logits_nV).to(exact)
+                losses.append(to_gradient(p_nV, targets_n, 1 / N).sum(-1))
+                if dx_ND is not None and dhead_DV is not None:
+                    d_nV = p_nV.to(dtype)
+                    dx_ND[..., first : first + rows, :] = d_nV @ head
+                    dhead_DV += x_nD.mT @ d_nV  # a BLAS does this faster than its transpose
+            dhead_VD = None if dhead_DV is None else dhead_DV.mT.contiguous()
         ctx.save_for_backward(dx_ND, dhead_VD)
         ctx.dtypes = x_ND.dtype, head_VD.dtype
         return torch.stack(losses).sum(0) / N
@@ -58,3 +59,14 @@ class _TokenLoss(torch.autograd.Function):
         x_dtype, head_dtype = ctx.dtypes
         grad_11 = grads[0][..., None, None]
         return (dx_ND * grad_11).to(x_dtype), (dhead_VD * grad_11).to(head_dtype), None, None
+
+
+def _cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:
+    """Cross-entropies [n]; the logits become scale · (softmax − one-hot of the target)."""
+    logits_nV -= logits_nV.amax(-1, keepdim=True)
+    chosen_n1 = logits_nV.gather(-1, targets_n[..., None])
+    total_n1 = logits_nV.exp_().sum(-1, keepdim=True)
+    losses_n = (total_n1.log() - chosen_n1).squeeze(-1)
+    logits_nV *= scale / total_n1
+    logits_nV.scatter_add_(-1, targets_n[..., None], logits_nV.new_full(chosen_n1.shape, -scale))
+    return losses_n

@@ -11,6 +11,7 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
+from moe import kernels
 from sweeps.config import ExecutorKind, LaunchConfig
 from sweeps.room import need, slots, this_machine
 
@@ -53,6 +54,7 @@ def machine(device: str, threads: int) -> dict[str, Any]:
         "device": device,
         "threads": threads,
         "torch": version("torch"),
+        "kernels": "C" if device == "cpu" and kernels.compiler() else "torch",
     }
 
 

@@ -10,6 +10,8 @@ import commands
 import pytest
 import torch
 
+from moe import cpu
+
 torch.set_num_threads(1)
 
 
@@ -17,6 +19,12 @@ torch.set_num_threads(1)
 def unrendered(monkeypatch):
     """Figures are made as ever, but no picture of them: rendering is what takes long."""
     commands.unrender(monkeypatch.setattr)
+
+
+@pytest.fixture
+def torch_alone(monkeypatch):
+    """As on a machine without a C compiler: torch's operations, which are the kernels' oracle."""
+    monkeypatch.setattr(cpu, "library", lambda: None)
 
 
 @pytest.fixture

@@ -157,7 +157,7 @@ def test_runs_of_two_shapes_are_no_bank():
         Bank([trainer(tiny.model(), 0), trainer(tiny.model(num_layers=3), 0)])
 
 
-def test_a_step_of_a_bank_reads_its_numbers_at_once(monkeypatch):
+def test_a_step_of_a_bank_reads_its_numbers_at_once(monkeypatch, torch_alone):
     """`tolist` and `item` are where a GPU is waited for; the loop over experts reads its counts besides."""
     reads = []
     for name in ("tolist", "item"):

@@ -25,7 +25,7 @@ def preset(name: str) -> ModelConfig:
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("operator", [Operator(), DEPTH, BOTH])
-def test_flops_match_the_torch_flop_counter(training, operator):
+def test_flops_match_the_torch_flop_counter(training, operator, torch_alone):
     config = operator.apply_to(preset("pico"))
     network, tokens = MoETransformer(config).initialise(0), torch.randint(0, 256, (2, 65))
     # On CPU the fused kernels are not counted; the math backend counts the full square of attention.

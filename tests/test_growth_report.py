@@ -8,6 +8,7 @@ import tiny
 import torch
 
 from moe import flops
+from moe import growth_report as growth_report_module
 from moe.config import Precision
 from moe.diagnostics import co_routing, diagnose, moment_cosines, sample_moments, twin_divergence
 from moe.growth import Moments, grow_moments, grow_weights
@@ -55,6 +56,34 @@ def test_the_losses_are_those_of_the_two_models():
         before = language_loss(network_of(config, source), TOKENS)[0].item()
         after = language_loss(network_of(BOTH.apply_to(config), grown), TOKENS)[0].item()
     assert (report["loss_before"], report["loss_after"]) == pytest.approx((before, after), abs=1e-5)
+
+
+def test_equal_weights_are_measured_once_and_changed_ones_again(monkeypatch):
+    """The state that several branches grow from, and the parts that their growths share."""
+    monkeypatch.setattr(growth_report_module, "_kept", [])
+    measured = []
+    of = growth_report_module._Measured._of.__func__
+    counting = classmethod(lambda cls, *args: measured.append(args[0]) or of(cls, *args))
+    monkeypatch.setattr(growth_report_module._Measured, "_of", counting)
+    config = tiny.model()
+    source = initial_state(config, 0).weights
+    grown = grow_weights(config, WIDE, source)
+    first = growth_report(config, WIDE, source, grown, TOKENS)
+    assert growth_report(config, WIDE, source, grow_weights(config, WIDE, source), TOKENS) == first
+    assert len(measured) == 2  # the source and what grew, each once
+    source["head.weight"][0, 0] += 1.0
+    assert growth_report(config, WIDE, source, grown, TOKENS)["loss_before"] != first["loss_before"]
+    assert len(measured) == 3
+
+
+def test_what_is_kept_of_growths_has_a_bound(monkeypatch):
+    monkeypatch.setattr(growth_report_module, "_kept", [])
+    report_of(WIDE)
+    size = sum(growth_report_module._num_bytes(*each) for each in growth_report_module._kept)
+    monkeypatch.setattr(growth_report_module, "_KEPT_BYTES", 2 * size)
+    for seed in range(5):
+        report_of(dataclasses.replace(BOTH, seed=seed))
+        assert sum(growth_report_module._num_bytes(*e) for e in growth_report_module._kept) <= 2 * size
 
 
 @pytest.mark.parametrize(("operator", "promise"), [

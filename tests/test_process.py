@@ -16,8 +16,8 @@ from moe.process import prepare_process
 from moe.train import Trainer, initial_state
 
 model = tiny.model(hidden_size=32, expert_hidden_size=64)
-train = tiny.train(batch_size=16, seq_len=128)
-tokens = np.random.default_rng(0).integers(0, model.vocab_size, (16, 129))
+train = tiny.train(batch_size=32, seq_len=256)
+tokens = np.random.default_rng(0).integers(0, model.vocab_size, (32, 257))
 trainer = Trainer(model, train, tiny.constant(1e-3), lambda step: tokens, initial_state(model, 0))
 
 def faults():

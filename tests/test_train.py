@@ -1,12 +1,14 @@
 """The loop: AdamW against torch's own, resuming bitwise, divergence."""
 
 import math
+import os
 
 import numpy as np
 import pytest
 import tiny
 import torch
 
+from moe import checkpoint
 from moe.checkpoint import CorruptState, State, load_state, save_state
 from moe.config import LearningRate, Schedule
 from moe.growth import Moments, grow_moments
@@ -137,6 +139,34 @@ def test_a_harmed_state_is_never_read(tmp_path, harm):
             path.unlink()
     with pytest.raises(CorruptState, match=r"model\.safetensors"):
         load_state(tmp_path / "state")
+
+
+def test_a_file_is_hashed_again_once_it_was_touched(tmp_path, monkeypatch):
+    """A state that many branches start from is hashed once, and harm after that is noticed."""
+    monkeypatch.setattr("moe.checkpoint._SETTLED_S", -1.0)
+    hashed = []
+    sha256 = checkpoint._sha256
+    monkeypatch.setattr("moe.checkpoint._sha256", lambda path: hashed.append(path.name) or sha256(path))
+    save_state(tmp_path / "state", initial_state(tiny.model(), 0))
+    hashed.clear()
+    for _ in range(2):
+        load_state(tmp_path / "state")
+    assert sorted(hashed) == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    path = tmp_path / "state" / "model.safetensors"
+    content, before = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # its inode, size and time are as before
+    with pytest.raises(CorruptState, match=r"model\.safetensors"):
+        load_state(tmp_path / "state")
+
+
+def test_a_file_that_just_changed_is_hashed_each_time(tmp_path, monkeypatch):
+    """Within one tick of the disk's clock a second change could not be told from the first."""
+    save_state(tmp_path / "state", initial_state(tiny.model(), 0))
+    monkeypatch.setattr("moe.checkpoint._SETTLED_S", 1e6)
+    load_state(tmp_path / "state")
+    assert str(tmp_path / "state" / "model.safetensors") not in checkpoint._known
 
 
 def test_a_state_that_was_not_finished_does_not_exist(tmp_path, monkeypatch):
