@@ -125,11 +125,10 @@ class Trainer:
 
     def line(self, numbers: list[float], routings: list[Routing]) -> Line:
         """The metrics of the update just done, of which `update` gave the numbers; raises Diverged."""
-        loss, *_ = numbers
         _, grad_norm, load_balance, z = map(_finite, numbers)
         line: Line = {
             "step": self.step,
-            "loss": round(loss, 6),
+            "loss": round(numbers[0], 6),  # finite, or diverged
             "lr": self.learning_rate.at(self.step - 1),
             "grad_norm": grad_norm,
             "load_balance_loss": load_balance,

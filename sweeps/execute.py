@@ -80,7 +80,8 @@ class _Driver:
             for need in needs:
                 self.dependants[need].append(task_id)
         self.attempts: dict[str, int] = defaultdict(int)
-        self.running: list[set[str]] = []  # the tasks of each bundle that are not over
+        self.running: dict[str, set[str]] = {}  # each task that is out, and those of its bundle that are
+        self.busy = 0  # slots that have a bundle
         self.ready: list[tuple[float, str]] = []
         self.later: list[tuple[float, str]] = []  # (not before, task)
         for task_id, needs in self.waiting_for.items():
@@ -95,9 +96,9 @@ class _Driver:
             if not self.running:
                 time.sleep(min(0.2, BUSY_RETRY_S))  # all that is left is being written by another process
             for outcome in self.executor.wait(timeout_s=0.2):
-                for bundle in self.running:
-                    bundle.discard(outcome.task_id)
-                self.running = [bundle for bundle in self.running if bundle]
+                bundle = self.running.pop(outcome.task_id)
+                bundle.discard(outcome.task_id)
+                self.busy -= not bundle
                 self.execution.spent_flops += outcome.trained_flops
                 self.execution.work_s += outcome.wall_s
                 self.execution.warnings.extend(outcome.warnings)
@@ -113,11 +114,13 @@ class _Driver:
             self.later.remove(entry)
             self._push(entry[1])
         heads = []
-        while self.ready and len(self.running) + len(heads) < self.executor.slots:
+        while self.ready and self.busy + len(heads) < self.executor.slots:
             heads.append(self.tasks[heapq.heappop(self.ready)[1]])
         for bundle in self._bundles(heads):
-            self.running.append({task.id for task in bundle})
+            self.busy += 1
+            out = {task.id for task in bundle}
             for task in bundle:
+                self.running[task.id] = out
                 self._set(task.id, Status.RUNNING)
             self.executor.submit([_order(task) for task in bundle])
 

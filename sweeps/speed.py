@@ -109,7 +109,7 @@ class _Evidence:
     train_s: float = 0.0  # of tasks that trained, without their evaluations
     trained_tasks: int = 0
     evaluate_s: float = 0.0
-    items: int = 0
+    items: float = 0.0
     rest_s: list[float] = field(default_factory=list)  # of tasks that did not train, likewise
 
     def speed(self, any_rest_s: list[float]) -> Speed | None:
@@ -137,9 +137,11 @@ def _measured(store: Store, machine: dict[str, Any]) -> dict[int, dict[Shape, Sp
                 alike[line.get("fuse", 1)].append(line)
         trajectory = _load(store, trajectory_id) if alike else None
         if trajectory is not None:
-            evals = store.evals(trajectory_id)
-            for fuse, own in alike.items():
-                _collect(evidence[fuse][shape_of(trajectory)], trajectory, own, evals)
+            items = _num_items(store.evals(trajectory_id))
+            evaluate_s = {fuse: sum(line["evaluate_s"] for line in own) for fuse, own in alike.items()}
+            for fuse, own in alike.items():  # an item does not say whose it was
+                share = evaluate_s[fuse] / sum(evaluate_s.values()) if evaluate_s[fuse] else 1 / len(alike)
+                _collect(evidence[fuse][shape_of(trajectory)], trajectory, own, share * items)
     speeds: dict[int, dict[Shape, Speed | None]] = defaultdict(dict)
     for fuse, by_shape in evidence.items():
         any_rest_s = [rest_s for each in by_shape.values() for rest_s in each.rest_s]
@@ -147,9 +149,11 @@ def _measured(store: Store, machine: dict[str, Any]) -> dict[int, dict[Shape, Sp
     return speeds
 
 
-def _collect(
-    evidence: _Evidence, trajectory: Trajectory, lines: list[dict[str, Any]], evals: list[dict[str, Any]]
-) -> None:
+def _num_items(evals: list[dict[str, Any]]) -> int:
+    return sum(family["n"] for line in evals for family in line.get("families", {}).values())
+
+
+def _collect(evidence: _Evidence, trajectory: Trajectory, lines: list[dict[str, Any]], items: float) -> None:
     for line in lines:
         without_s = line["wall_s"] - line["evaluate_s"]
         if line["steps"]:
@@ -159,7 +163,7 @@ def _collect(
         else:
             evidence.rest_s.append(without_s)
         evidence.evaluate_s += line["evaluate_s"]
-    evidence.items += sum(family["n"] for line in evals for family in line.get("families", {}).values())
+    evidence.items += items
 
 
 def _timings(store: Store) -> Iterator[tuple[str, list[dict[str, Any]]]]:

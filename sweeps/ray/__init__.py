@@ -31,9 +31,7 @@ class RayExecutor:
         self._starting: list[Slot] = []
         self._idle: list[Slot] = []
         self._busy: list[Slot] = []
-        self._orders: deque[Sequence[Order]] = (
-            deque()
-        )  # bundles without a slot: theirs died before they began
+        self._orders = deque[Sequence[Order]]()  # bundles without a slot: theirs died before they began
         self._warnings: list[str] = []
         self._need, self._wanted = cluster.join(launch, num_cpus, num_gpus)
         self._options = replace(options, device=self._need.device)
