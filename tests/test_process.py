@@ -38,3 +38,23 @@ def test_steps_use_freed_memory_again_without_page_faults():
     run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
     given_back, kept = map(int, run.stdout.split())
     assert 10 * kept < given_back
+
+
+HUGE_PAGES = """
+import torch
+from moe.process import prepare_process
+
+prepare_process(1)
+block = torch.ones(4 << 20)
+lines = open("/proc/self/smaps_rollup").read().splitlines()
+print(next(line.split()[1] for line in lines if line.startswith("AnonHugePages")))
+"""
+KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is left alone elsewhere")
+@pytest.mark.skipif(not KERNEL.exists() or "[never]" in KERNEL.read_text(), reason="there are none")
+def test_blocks_lie_in_huge_pages():
+    command = [sys.executable, "-c", HUGE_PAGES]
+    run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent)
+    assert int(run.stdout) >= 8 << 10  # KiB, of the 16 MiB that were written
