@@ -2,24 +2,30 @@
 
     python benchmarks/throughput.py [--models nano micro small] [--threads 1] [--rounds 5] [--steps 5]
 
-Prints tokens/s (median over rounds, contenders interleaved) and the share of the machine's fp32 GEMM peak,
-measured in the same run; then what each part of our step takes alone, forward and backward. The dense model
-has the activated parameters and no router: what routing costs. Peers need the extra `[bench]`.
+Prints tokens/s (median over rounds in which contenders take turns, each in a process of its own) and the
+share of the machine's fp32 GEMM peak, measured in the same run; then what each part of our step takes alone,
+forward and backward. Ours runs as a worker of a sweep does, peers with their number of threads set and
+nothing else. The dense model has the activated parameters and no router: what routing costs. Peers need the
+extra `[bench]`.
 """
 
 import argparse
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+import torch
+from alone import alone
 from computer import gemm_peak_flops
 from configuration import VOCAB_SIZE, load
 from parts import part_seconds
 from peers import EXPERTS, PEERS, peer_step
 from section import Section, table
-from timing import Step, interleaved
+from timing import Step
+from turns import seconds_in_turns
 
 from moe import flops
 from moe.config import LearningRate, ModelConfig, Precision, Schedule, TrainConfig
@@ -29,7 +35,7 @@ from moe.train import Trainer, initial_state
 OURS, BF16, DENSE = "regrow", "regrow, bf16 autocast", "regrow, dense of equal N_a"
 PEER = "transformers"
 # (rounds, steps a round): about a minute each on one core
-EFFORT = {"pico": (5, 8), "nano": (5, 5), "micro": (3, 2), "small": (3, 1)}
+EFFORT = {"pico": (5, 8), "nano": (5, 5), "micro": (5, 2), "small": (3, 1)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +83,67 @@ def dense(model: ModelConfig) -> ModelConfig:
     return dataclasses.replace(model, num_dense_layers=model.num_layers, dense_hidden_size=size)
 
 
-def contenders(model: ModelConfig, train: TrainConfig, tokens: np.ndarray) -> dict[str, Step]:
+def our_step(model: ModelConfig, train: TrainConfig, tokens: np.ndarray, threads: int) -> Step:
+    """In a process as a worker of a sweep sets it up."""
+    prepare_process(threads)
+    return step_of(trainer_of(model, train, tokens))
+
+
+def their_step(
+    peer: str, model: ModelConfig, train: TrainConfig, tokens: np.ndarray, experts: str, threads: int
+) -> Step:
+    """In a process as a script would set it up."""
+    torch.set_num_threads(threads)
+    return peer_step(peer, model, train, tokens[:, :-1].copy(), experts)
+
+
+def contenders(
+    model: ModelConfig, train: TrainConfig, tokens: np.ndarray, threads: int
+) -> dict[str, Callable[[], Step]]:
     bf16 = dataclasses.replace(train, precision=Precision.BF16)
-    steps = {
-        OURS: step_of(trainer_of(model, train, tokens)),
-        BF16: step_of(trainer_of(model, bf16, tokens)),
-        DENSE: step_of(trainer_of(dense(model), train, tokens)),
+    makers: dict[str, Callable[[], Step]] = {
+        OURS: partial(our_step, model, train, tokens, threads),
+        BF16: partial(our_step, model, bf16, tokens, threads),
+        DENSE: partial(our_step, dense(model), train, tokens, threads),
     }
-    try:
-        for peer in PEERS:
-            for experts in EXPERTS:
-                batch = tokens[:, :-1].copy()
-                steps[f"{PEER} {peer}, {experts}"] = peer_step(peer, model, train, batch, experts)
-    except ImportError:
-        print("transformers is not installed: pip install -e '.[bench]' for the comparison")
-    return steps
+    for peer in PEERS:
+        for experts in EXPERTS:
+            make = partial(their_step, peer, model, train, tokens, experts, threads)
+            makers[f"{PEER} {peer}, {experts}"] = make
+    return makers
 
 
-def speeds(name: str, rounds: int, count: int) -> Speeds:
+def speeds(name: str, threads: int, rounds: int, count: int) -> Speeds:
     model, train = load(name)
     tokens = random_tokens(train)
-    before = gemm_peak_flops()
-    seconds = interleaved(contenders(model, train, tokens), rounds, count, warm_up=2 if count > 1 else 1)
-    peak = statistics.median([before, gemm_peak_flops(), gemm_peak_flops()])
-    taken = part_seconds(trainer_of(model, train, tokens), tokens, rounds, count)
+    before = alone(_peak, threads)
+    seconds = seconds_in_turns(contenders(model, train, tokens, threads), rounds, count, warm_up=2)
+    peak = statistics.median([before, alone(_peak, threads), alone(_peak, threads)])
+    taken = alone(_part_seconds, model, train, tokens, threads, rounds, count)
+    if not any(contender.startswith(PEER) for contender in seconds):
+        print("transformers is not installed: pip install -e '.[bench]' for the comparison")
     return Speeds(name, model, train, peak, seconds, taken)
+
+
+def _peak(threads: int) -> float:
+    torch.set_num_threads(threads)
+    return gemm_peak_flops()
+
+
+def _part_seconds(
+    model: ModelConfig, train: TrainConfig, tokens: np.ndarray, threads: int, rounds: int, count: int
+) -> dict[str, float]:
+    prepare_process(threads)
+    return part_seconds(trainer_of(model, train, tokens), tokens, rounds, count)
 
 
 def section(
     models: list[str], threads: int = 1, rounds: int | None = None, steps: int | None = None
 ) -> Section:
-    prepare_process(threads)
     found = []
     for name in models:
         usual = EFFORT.get(name, (3, 1))
-        found.append(speeds(name, rounds or usual[0], steps or usual[1]))
+        found.append(speeds(name, threads, rounds or usual[0], steps or usual[1]))
     ratios = {}
     for each in found:
         peer = each.fastest_peer()

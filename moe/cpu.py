@@ -162,16 +162,17 @@ class Experts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH):
+    def forward(ctx: Any, x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH, learns):
         x_ND, gates_Nk, experts_Nk = x_ND.contiguous(), gates_Nk.contiguous(), experts_Nk.contiguous()
         (_, D), k, (E, G, _), S = x_ND.shape, experts_Nk.shape[1], w_in_EGD.shape, experts_Nk.numel()
         counts_E, slot_S = torch.empty(E, dtype=torch.int64), torch.empty(S, dtype=torch.int64)
         _c().sort_slots(experts_Nk.data_ptr(), S, E, counts_E.data_ptr(), slot_S.data_ptr())
         counts = counts_E.tolist()
-        out_ND, h_SG = torch.zeros_like(x_ND), x_ND.new_empty(S, G)
+        out_ND, h_SG = torch.zeros_like(x_ND), x_ND.new_empty(S if learns else 0, G)
+        kept = h_SG.split(counts) if learns else [None] * E
         x_nD, h_nG, a_nH = (x_ND.new_empty(max(counts), width) for width in (D, G, G // 2))
         for slots, h_kept, w_in_GD, w_out_DH in zip(
-            slot_S.split(counts), h_SG.split(counts), w_in_EGD.unbind(), w_out_EDH.unbind(), strict=True
+            slot_S.split(counts), kept, w_in_EGD.unbind(), w_out_EDH.unbind(), strict=True
         ):
             x, h, a = (buffer[: len(slots)] for buffer in (x_nD, h_nG, a_nH))
             _gather(x_ND, slots, k, x)
@@ -200,7 +201,7 @@ class Experts(torch.autograd.Function):
             torch.mm(dh.T, row, out=dw_in_EGD[e])
             torch.mm(dh, w_in_EGD[e], out=row)
             _scatter_add(row, slots, k, dx_ND)
-        return dx_ND, dgates_Nk, None, dw_in_EGD, dw_out_EDH
+        return dx_ND, dgates_Nk, None, dw_in_EGD, dw_out_EDH, None
 
 
 def _gather(x_ND: Tensor, slots: Tensor, k: int, out_nD: Tensor) -> None:
@@ -217,11 +218,11 @@ def _scatter_add(y_nD: Tensor, slots: Tensor, k: int, out_ND: Tensor) -> None:
     _share(len(slots), D, lambda a, z: _c().scatter_add(*args, a, z, out_ND.data_ptr()))
 
 
-def _swiglu(h_nG: Tensor, gates_Nk: Tensor, slots: Tensor, a_nH: Tensor, kept_nG: Tensor) -> None:
-    """silu(gate) · up · gate of the slot; and a copy of `h_nG`."""
+def _swiglu(h_nG: Tensor, gates_Nk: Tensor, slots: Tensor, a_nH: Tensor, kept_nG: Tensor | None) -> None:
+    """silu(gate) · up · gate of the slot; and a copy of `h_nG` where one is kept."""
     G = h_nG.shape[1]
     before = h_nG.data_ptr(), gates_Nk.data_ptr(), slots.data_ptr(), G // 2
-    after = a_nH.data_ptr(), kept_nG.data_ptr()
+    after = a_nH.data_ptr(), None if kept_nG is None else kept_nG.data_ptr()
     _share(len(slots), G, lambda a, z: _c().swiglu(*before, a, z, *after))
 
 

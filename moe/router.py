@@ -177,8 +177,9 @@ def sorted_experts(
     x_ND: Tensor, gates_Nk: Tensor, experts_Nk: Tensor, w_in_EGD: Tensor, w_out_EDH: Tensor
 ) -> Tensor:
     """Σ_k gate · expert(x) of each token: [N, D]."""
-    experts = cpu.Experts if cpu.serves(x_ND) else _SortedExperts
-    return experts.apply(x_ND, gates_Nk.to(x_ND.dtype), experts_Nk, w_in_EGD, w_out_EDH)
+    if cpu.serves(x_ND):
+        return cpu.Experts.apply(x_ND, gates_Nk, experts_Nk, w_in_EGD, w_out_EDH, torch.is_grad_enabled())
+    return _SortedExperts.apply(x_ND, gates_Nk.to(x_ND.dtype), experts_Nk, w_in_EGD, w_out_EDH)
 
 
 class _SortedExperts(torch.autograd.Function):

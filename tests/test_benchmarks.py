@@ -11,6 +11,7 @@ sys.path.append(str(tiny.ROOT / "benchmarks"))  # last: a benchmark and a comman
 import measurements
 import ratios
 import replay
+import task_start
 from section import Section
 
 PAGE = "# Measurements\n\nDated.\n\n## 2026-01-01: something else\n\nText.\n"
@@ -73,3 +74,8 @@ def test_ratios_of_another_machine_are_not_compared(tmp_path, monkeypatch, capsy
     ratios.keep("a Zen", {"a": 2.0})
     assert ratios.compare("a Xeon", {"a": 2.0}) == 2
     assert "no ratios are kept of a Xeon" in capsys.readouterr().out
+
+
+def test_every_stage_of_a_task_is_timed_where_it_happens():
+    with task_start.watched() as clock:  # AttributeError if one has another name now
+        assert clock.tasks == {}

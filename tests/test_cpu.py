@@ -162,6 +162,16 @@ def test_experts_equal_the_dense_oracle(top_k):
     assert_near(experts(leaves[0], routing), experts.dense(leaves[0], routing))
 
 
+def test_nothing_is_kept_where_nothing_learns():
+    experts = Experts(5, 12, 19)
+    experts.w_in_EGD.data, experts.w_out_EDH.data = seeded(5, 38, 12, seed=1), seeded(5, 12, 19, seed=2)
+    x, routing = seeded(30, 12), route(seeded(30, 5, seed=3), tiny.model(num_experts=5, top_k=2))
+    with torch.no_grad():
+        found = experts(x, routing)
+    assert torch.equal(found, experts(x, routing))
+    assert not found.requires_grad
+
+
 def test_the_router_is_torchs(monkeypatch):
     config = tiny.model(num_experts=6, top_k=3)
     logits = seeded(50, 6, scale=3.0).requires_grad_()

@@ -457,8 +457,8 @@ void scatter_add(const float *y, const int64_t *slot, int k, int D, int64_t begi
     }
 }
 
-/* a = silu(gate) * up * g: h [n, 2H] holds gate and up, g is gates[slot]; a [n, H]. h is copied to `kept`: it was
-   written to a small place that stays in cache, which a product does faster than to new memory. */
+/* a = silu(gate) * up * g: h [n, 2H] holds gate and up, g is gates[slot]; a [n, H]. h is copied to `kept`, if any:
+   it was written to a small place that stays in cache, which a product does faster than to new memory. */
 void swiglu(const float *h, const float *gates, const int64_t *slot, int H, int64_t begin, int64_t end, float *a,
             float *kept)
 {
@@ -471,7 +471,7 @@ void swiglu(const float *h, const float *gates, const int64_t *slot, int H, int6
             AT(to + c) = x / (1 + vexp(-x)) * AT(up + c) * g;
         }
         for (; c < H; c++) to[c] = gate[c] / (1 + expf(-gate[c])) * up[c] * g;
-        memcpy(kept + i * 2 * H, gate, sizeof(float) * 2 * H);
+        if (kept) memcpy(kept + i * 2 * H, gate, sizeof(float) * 2 * H);
     }
 }
 
