@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from configuration import cells, load
@@ -40,7 +40,7 @@ STAGES = {
         "sweeps.derivation:load_tensors",
     ],
     "build the trainer": ["sweeps.derivation:make_trainer"],
-    "train": ["moe.train:Trainer._one_step"],
+    "train": ["moe.train:Trainer.advance"],
     "evaluate": ["sweeps.derivation:evaluate"],
     "save the state": ["sweeps.derivation:save_state"],
     "append lines": ["sweeps.derivation:append_lines"],
@@ -101,14 +101,17 @@ class Clock:
 
         return call
 
-    def task(self, perform: Callable[..., Outcome]) -> Callable[..., Outcome]:
-        def call(order: Order, *args: Any, **kwargs: Any) -> Outcome:
+    def task(self, perform: Callable[..., list[Outcome]]) -> Callable[..., list[Outcome]]:
+        """Of bundles of one order, as they are without `launch.fuse`."""
+
+        def call(orders: Sequence[Order], *args: Any, **kwargs: Any) -> list[Outcome]:
+            (order,) = orders
             self.spent, self._inner, self._begin = defaultdict(float), [0.0], time.perf_counter()
-            outcome = perform(order, *args, **kwargs)
+            outcomes = perform(orders, *args, **kwargs)
             self.spent["whole"] = time.perf_counter() - self._begin
             self.spent["rest"] = self.spent["whole"] - self._inner[0]
             self.tasks[order.task_id] = self.spent
-            return outcome
+            return outcomes
 
         return call
 
@@ -133,7 +136,7 @@ def watched() -> Iterator[Clock]:
                 replace(owner, name, clock.timed(stage, getattr(owner, name)))
     replace(os, "fsync", clock.within("fsync", os.fsync))
     serial = importlib.import_module("sweeps.serial")
-    replace(serial, "perform", clock.task(serial.perform))
+    replace(serial, "perform_together", clock.task(serial.perform_together))
     try:
         yield clock
     finally:
