@@ -138,9 +138,9 @@ class Router(torch.autograd.Function):
         means = (_total(_share(N, E, rows)) / N).float()
         ctx.save_for_backward(*kept)
         ctx.renormalise = int(renormalise)
-        mean_E, load_E = means[:E], means[E : 2 * E] / top_k
-        ctx.mark_non_differentiable(experts_Nk, load_E, means[-1])
-        return gates_Nk, experts_Nk, mean_E, load_E, means[-2], means[-1]
+        mean_E, load_E, z_loss, entropy = means[:E], means[E : 2 * E] / top_k, means[-2], means[-1]
+        ctx.mark_non_differentiable(experts_Nk, load_E, entropy)
+        return gates_Nk, experts_Nk, mean_E, load_E, z_loss, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):

@@ -178,6 +178,13 @@ def test_the_router_is_torchs(monkeypatch):
     assert_near(gradient(ours), gradient(theirs))
 
 
+def test_of_a_routing_what_is_only_looked_at_has_no_gradient(monkeypatch):
+    for context in (contextlib.nullcontext(), oracle(monkeypatch)):
+        with context:
+            routing = route(seeded(5, 6).requires_grad_(), tiny.model(num_experts=6, top_k=3))
+        assert not any(t.requires_grad for t in (routing.experts_Nk, routing.load_E, routing.entropy))
+
+
 def test_of_equal_logits_the_first_experts_are_chosen():
     routing = route(torch.zeros(4, 6), tiny.model(num_experts=6, top_k=3))
     assert routing.experts_Nk.tolist() == [[0, 1, 2]] * 4
