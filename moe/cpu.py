@@ -6,7 +6,7 @@ Each does what model.py, router.py and token_loss.py do by torch's operations, w
 import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -252,13 +252,20 @@ def _c() -> ctypes.CDLL:
 
 
 def _share(count: int, width: int, part: Callable[[int, int], _Result]) -> list[_Result]:
-    """part(begin, end) of 0..count rows of `width`, on torch's number of threads; C runs without the GIL."""
+    """part(begin, end) of 0..count rows of `width`, on torch's number of threads; C runs without the GIL.
+
+    No part goes on after this is over, whatever was raised: it would write to memory that is free by then.
+    """
     threads = min(torch.get_num_threads(), max(1, count * width // _LEAST_SHARE), max(1, count))
     if threads == 1:
         return [part(0, count)]
     edges = [count * i // threads for i in range(threads + 1)]
     others = [_pool(os.getpid(), threads).submit(part, *edge) for edge in pairwise(edges[1:])]
-    return [part(0, edges[1]), *(other.result() for other in others)]
+    try:
+        first = part(0, edges[1])
+    finally:
+        wait(others)
+    return [first, *(other.result() for other in others)]
 
 
 @lru_cache(maxsize=1)

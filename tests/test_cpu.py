@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -216,6 +218,25 @@ def test_two_threads_give_what_one_does(monkeypatch):
     shared, others, _ = loss_and_gradients(config)
     torch.testing.assert_close(shared, alone)
     assert_near(others, gradients)
+
+
+def test_no_thread_goes_on_after_an_error_in_another(monkeypatch):
+    """It would write to what its caller has freed."""
+    monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    begun, ended = threading.Event(), []
+
+    def part(begin: int, end: int) -> None:
+        if begin == 0:
+            assert begun.wait(5)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.05)
+        ended.append(begin)
+
+    with pytest.raises(KeyboardInterrupt):
+        cpu._share(2, 1, part)
+    assert ended == [1]
 
 
 def test_fifty_steps_stay_within_the_noise_of_rounding(monkeypatch):
