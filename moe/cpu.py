@@ -260,7 +260,8 @@ def _share(count: int, width: int, part: Callable[[int, int], _Result]) -> list[
     if threads == 1:
         return [part(0, count)]
     edges = [count * i // threads for i in range(threads + 1)]
-    others = [_pool(os.getpid(), threads).submit(part, *edge) for edge in pairwise(edges[1:])]
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(part, *edge) for edge in pairwise(edges[1:])]
     try:
         first = part(0, edges[1])
     finally:

@@ -220,6 +220,14 @@ def test_two_threads_give_what_one_does(monkeypatch):
     assert_near(others, gradients)
 
 
+def test_threads_are_made_once_however_many_parts_there_are(monkeypatch):
+    monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    cpu._pool.cache_clear()
+    assert [len(cpu._share(count, 1, lambda begin, end: None)) for count in (2, 5, 2)] == [2, 3, 2]
+    assert cpu._pool.cache_info().misses == 1
+
+
 def test_no_thread_goes_on_after_an_error_in_another(monkeypatch):
     """It would write to what its caller has freed."""
     monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
