@@ -298,6 +298,16 @@ def test_without_a_compiler_or_a_cache_torch_does_it_all(tmp_path, monkeypatch):
     assert not (tmp_path / "regrow").exists() or not list((tmp_path / "regrow").iterdir())
 
 
+def test_a_user_without_a_home_has_torch_do_it_all(monkeypatch):
+    """As in a container that is run by a number nobody has."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kernels.Path, "home", homeless)
+    assert found_in("", monkeypatch) is None
+
+
 def test_workers_that_compile_at_once_do_not_harm_each_other(tmp_path):
     command = [sys.executable, "-c", "from moe.kernels import library; assert library() is not None"]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
