@@ -164,6 +164,34 @@ def test_experts_equal_the_dense_oracle(top_k):
     assert_near(experts(leaves[0], routing), experts.dense(leaves[0], routing))
 
 
+LAID = {  # what is called on a tensor of these sizes
+    "norm": (lambda x: cpu.RMSNorm.apply(x, torch.ones(6), 1e-6), (5, 6)),
+    "attention": (
+        lambda x: cpu.CausalAttention.apply(x, *[torch.ones(6)] * 2, *[torch.ones(9, 6)] * 2, 2, 1e-6),
+        (2, 9, 4, 6),
+    ),
+    "router": (lambda x: cpu.Router.apply(x, 2, 0)[0], (5, 6)),
+    "experts": (
+        lambda x: cpu.Experts.apply(
+            x, torch.ones(5, 1), torch.ones(5, 1, dtype=torch.long), torch.ones(2, 8, 6), torch.ones(2, 6, 4)
+        ),
+        (5, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_inputs_and_gradients_may_lie_in_any_way(name):
+    """The gradient of a sum is one number seen as many."""
+    call, (*outer, rows, columns) = LAID[name]
+    turned = seeded(*outer, columns, rows).mT.requires_grad_()
+    plain = turned.detach().contiguous().requires_grad_()
+    ours, theirs = call(turned), call(plain)
+    assert torch.equal(ours, theirs)
+    (gradient,) = torch.autograd.grad(ours.sum(), turned)
+    assert torch.equal(gradient, *torch.autograd.grad(theirs, plain, torch.ones_like(theirs)))
+
+
 def test_the_router_is_torchs(monkeypatch):
     config = tiny.model(num_experts=6, top_k=3)
     logits = seeded(50, 6, scale=3.0).requires_grad_()
@@ -226,6 +254,17 @@ def test_threads_are_made_once_however_many_parts_there_are(monkeypatch):
     cpu._pool.cache_clear()
     assert [len(cpu._share(count, 1, lambda begin, end: None)) for count in (2, 5, 2)] == [2, 3, 2]
     assert cpu._pool.cache_info().misses == 1
+
+
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    """It would wait for ever for those of its parent."""
+    monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cpu._pool.cache_clear()
+    for process in (1, 1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        cpu._share(2, 1, lambda begin, end: None)
+    assert cpu._pool.cache_info().misses == 2
 
 
 def test_no_thread_goes_on_after_an_error_in_another(monkeypatch):
@@ -296,6 +335,18 @@ def test_without_a_compiler_or_a_cache_torch_does_it_all(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     assert found_in(tmp_path / "file", monkeypatch) is None
     assert not (tmp_path / "regrow").exists() or not list((tmp_path / "regrow").iterdir())
+
+
+def test_unlike_processors_and_compilers_have_kernels_of_their_own(tmp_path, monkeypatch):
+    """A home folder may be shared: those of another processor would end with an illegal instruction."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("one")
+    keys = [kernels._key(str(compiler))]
+    compiler.write_text("another")
+    keys.append(kernels._key(str(compiler)))
+    monkeypatch.setattr(kernels, "_processor", lambda: "another")
+    keys.append(kernels._key(str(compiler)))
+    assert len(set(keys)) == 3
 
 
 def test_a_user_without_a_home_has_torch_do_it_all(monkeypatch):
