@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -372,6 +373,15 @@ def test_the_source_compiles_without_a_warning(tmp_path, compiler):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     flags = ["-Wall", "-Wextra", "-Werror", *kernels._FLAGS]
+    subprocess.run([compiler, *flags, "-o", tmp_path / "k.so", kernels._SOURCE, "-lm"], check=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of another kind")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_nor_for_processors_with_narrower_vectors(tmp_path, compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    flags = ["-Wall", "-Wextra", "-Werror", *kernels._FLAGS, "-O1", "-march=haswell"]
     subprocess.run([compiler, *flags, "-o", tmp_path / "k.so", kernels._SOURCE, "-lm"], check=True)
 
 

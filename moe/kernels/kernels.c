@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to what is inlined alone */
+
 #define W 16 /* floats of a vector: one register of AVX-512, two of AVX2, four of NEON */
 #define R 8  /* queries at a time: their scores stay in registers */
 
