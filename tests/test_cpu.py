@@ -1,6 +1,7 @@
 """The CPU's own path against torch's operations, in fp64 where the oracle should be better than both."""
 
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -132,6 +134,17 @@ def test_scores_far_apart_neither_overflow_nor_vanish(monkeypatch):
     q, k = (60 * F.rms_norm(z, (16,), eps=1e-6) for z in (q, k))
     expected = F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True)
     assert relative(y, expected) < 1e-4
+
+
+@pytest.mark.parametrize("part", ["attend", "attend_back"])
+def test_attention_without_memory_is_an_error(monkeypatch, part):
+    c = cpu._c()
+    x_BTHC, gains, tables = seeded(1, 5, 3, 6).requires_grad_(), [torch.ones(6)] * 2, [torch.ones(5, 6)] * 2
+    functions = {"attend": c.attend, "attend_back": c.attend_back, part: lambda *given: 1}
+    monkeypatch.setattr(cpu, "_c", lambda: SimpleNamespace(**functions))
+    y_BTX = functools.partial(cpu.CausalAttention.apply, x_BTHC, *gains, *tables, 1, 1e-6)
+    with pytest.raises(MemoryError, match=r"train\.seq_len"):
+        y_BTX().sum().backward()
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 16), (2, 7, 40)])
