@@ -119,7 +119,7 @@ void rms_norm_back(const float *x, const float *gain, const float *inverse, cons
 typedef struct {
     int T, Q, K, C; /* tokens, query heads, key heads, channels of a head */
     float eps;
-    const float *gain_query, *gain_key, *cos, *sin; /* gains [C], tables [T, C] whose halves are equal */
+    const float *gain_query, *gain_key, *cos, *sin; /* gains [C], tables [T, C]; of the sine the 2nd half */
 } heads;
 
 /* One head of x, normed, turned, times scale: out [T, P], the columns beyond C untouched. */
