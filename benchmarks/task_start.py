@@ -102,13 +102,16 @@ class Clock:
         return call
 
     def task(self, perform: Callable[..., list[Outcome]]) -> Callable[..., list[Outcome]]:
+        """Of bundles of one order, as they are without `launch.fuse`."""
+
         def call(orders: Sequence[Order], *args: Any, **kwargs: Any) -> list[Outcome]:
+            (order,) = orders
             self.spent, self._inner, self._begin = defaultdict(float), [0.0], time.perf_counter()
-            (outcome,) = perform(orders, *args, **kwargs)
+            outcomes = perform(orders, *args, **kwargs)
             self.spent["whole"] = time.perf_counter() - self._begin
             self.spent["rest"] = self.spent["whole"] - self._inner[0]
-            self.tasks[outcome.task_id] = self.spent
-            return [outcome]
+            self.tasks[order.task_id] = self.spent
+            return outcomes
 
         return call
 

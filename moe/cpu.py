@@ -6,7 +6,7 @@ Each does what model.py, router.py and token_loss.py do by torch's operations, w
 import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -138,9 +138,9 @@ class Router(torch.autograd.Function):
         means = (_total(_share(N, E, rows)) / N).float()
         ctx.save_for_backward(*kept)
         ctx.renormalise = int(renormalise)
-        mean_E, load_E = means[:E], means[E : 2 * E] / top_k
-        ctx.mark_non_differentiable(experts_Nk, load_E, means[-1])
-        return gates_Nk, experts_Nk, mean_E, load_E, means[-2], means[-1]
+        mean_E, load_E, z_loss, entropy = means[:E], means[E : 2 * E] / top_k, means[-2], means[-1]
+        ctx.mark_non_differentiable(experts_Nk, load_E, entropy)
+        return gates_Nk, experts_Nk, mean_E, load_E, z_loss, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
@@ -253,13 +253,21 @@ def _c() -> ctypes.CDLL:
 
 
 def _share(count: int, width: int, part: Callable[[int, int], _Result]) -> list[_Result]:
-    """part(begin, end) of 0..count rows of `width`, on torch's number of threads; C runs without the GIL."""
+    """part(begin, end) of 0..count rows of `width`, on torch's number of threads; C runs without the GIL.
+
+    No part goes on after this is over, whatever was raised: it would write to memory that is free by then.
+    """
     threads = min(torch.get_num_threads(), max(1, count * width // _LEAST_SHARE), max(1, count))
     if threads == 1:
         return [part(0, count)]
     edges = [count * i // threads for i in range(threads + 1)]
-    others = [_pool(os.getpid(), threads).submit(part, *edge) for edge in pairwise(edges[1:])]
-    return [part(0, edges[1]), *(other.result() for other in others)]
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(part, *edge) for edge in pairwise(edges[1:])]
+    try:
+        first = part(0, edges[1])
+    finally:
+        wait(others)
+    return [first, *(other.result() for other in others)]
 
 
 @lru_cache(maxsize=1)

@@ -80,7 +80,8 @@ def step_together(steps: Sequence[tuple[AdamW, float]]) -> None:
     calls: dict[tuple[float, ...], list[tuple[Tensor, ...]]] = {}
     for optimizer, lr in steps:
         for (decay, eps), names in optimizer.groups().items():
-            calls.setdefault((lr, decay, eps, *optimizer.betas), []).extend(optimizer.rows(names))
+            for row in optimizer.rows(names):
+                calls.setdefault((lr, decay, eps, *optimizer.betas), []).append(row)
     for (lr, decay, eps, beta1, beta2), rows in calls.items():
         parameters, gradients, first, second, counts = (list(column) for column in zip(*rows, strict=True))
         adamw(

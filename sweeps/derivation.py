@@ -289,7 +289,7 @@ class Derivation:
             self.journal.warnings.append(
                 f"rewinding {self.order.task_id}: loss {line['loss']} at step {line['step']}, "
                 f"{before} before; "
-                "another number of threads or fused runs, device or torch version rounds differently"
+                "another number of threads or fused runs, device, C compiler or torch rounds differently"
             )
 
     # -- storing -----------------------------------------------------------------------------------------

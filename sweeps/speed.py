@@ -139,8 +139,9 @@ def _measured(store: Store, machine: dict[str, Any]) -> dict[int, dict[Shape, Sp
         if trajectory is not None:
             items = _num_items(store.evals(trajectory_id))
             evaluate_s = {fuse: sum(line["evaluate_s"] for line in own) for fuse, own in alike.items()}
+            whole_s = sum(evaluate_s.values())
             for fuse, own in alike.items():  # an item does not say whose it was
-                share = evaluate_s[fuse] / sum(evaluate_s.values()) if evaluate_s[fuse] else 1 / len(alike)
+                share = evaluate_s[fuse] / whole_s if whole_s else 1 / len(alike)
                 _collect(evidence[fuse][shape_of(trajectory)], trajectory, own, share * items)
     speeds: dict[int, dict[Shape, Speed | None]] = defaultdict(dict)
     for fuse, by_shape in evidence.items():

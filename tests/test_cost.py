@@ -139,6 +139,14 @@ def test_another_machine_is_no_evidence(store_root, differs):
     assert known_speeds([shape_of(trunk)], store, config.launch, place_of(config.launch)) == {}
 
 
+def test_seconds_with_and_without_the_kernels_are_not_compared(monkeypatch):
+    monkeypatch.setattr("moe.kernels.compiler", lambda: "cc")
+    with_kernels = machine("cpu", 1)
+    monkeypatch.setattr("moe.kernels.compiler", lambda: None)
+    assert machine("cpu", 1) != with_kernels
+    assert machine("cpu", 1).keys() == with_kernels.keys()
+
+
 def test_stored_tasks_count_before_calibration(tmp_path, store_root):
     _, store, trunk = timed(store_root)
     path = tmp_path / "new" / "speed.json"

@@ -1,12 +1,17 @@
 """The CPU's own path against torch's operations, in fp64 where the oracle should be better than both."""
 
 import contextlib
+import functools
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +136,17 @@ def test_scores_far_apart_neither_overflow_nor_vanish(monkeypatch):
     assert relative(y, expected) < 1e-4
 
 
+@pytest.mark.parametrize("part", ["attend", "attend_back"])
+def test_attention_without_memory_is_an_error(monkeypatch, part):
+    c = cpu._c()
+    x_BTHC, gains, tables = seeded(1, 5, 3, 6).requires_grad_(), [torch.ones(6)] * 2, [torch.ones(5, 6)] * 2
+    functions = {"attend": c.attend, "attend_back": c.attend_back, part: lambda *given: 1}
+    monkeypatch.setattr(cpu, "_c", lambda: SimpleNamespace(**functions))
+    y_BTX = functools.partial(cpu.CausalAttention.apply, x_BTHC, *gains, *tables, 1, 1e-6)
+    with pytest.raises(MemoryError, match=r"train\.seq_len"):
+        y_BTX().sum().backward()
+
+
 @pytest.mark.parametrize("shape", [(1, 5), (3, 16), (2, 7, 40)])
 def test_rms_norm(monkeypatch, shape):
     norm = RMSNorm(shape[-1], eps=1e-6)
@@ -172,6 +188,39 @@ def test_nothing_is_kept_where_nothing_learns():
     assert not found.requires_grad
 
 
+LAID = {  # what is called on a tensor of these sizes
+    "norm": (lambda x: cpu.RMSNorm.apply(x, torch.ones(6), 1e-6), (5, 6)),
+    "attention": (
+        lambda x: cpu.CausalAttention.apply(x, *[torch.ones(6)] * 2, *[torch.ones(9, 6)] * 2, 2, 1e-6),
+        (2, 9, 4, 6),
+    ),
+    "router": (lambda x: cpu.Router.apply(x, 2, 0)[0], (5, 6)),
+    "experts": (
+        lambda x: cpu.Experts.apply(
+            x,
+            torch.ones(5, 1),
+            torch.ones(5, 1, dtype=torch.long),
+            torch.ones(2, 8, 6),
+            torch.ones(2, 6, 4),
+            True,
+        ),
+        (5, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAID)
+def test_inputs_and_gradients_may_lie_in_any_way(name):
+    """The gradient of a sum is one number seen as many."""
+    call, (*outer, rows, columns) = LAID[name]
+    turned = seeded(*outer, columns, rows).mT.requires_grad_()
+    plain = turned.detach().contiguous().requires_grad_()
+    ours, theirs = call(turned), call(plain)
+    assert torch.equal(ours, theirs)
+    (gradient,) = torch.autograd.grad(ours.sum(), turned)
+    assert torch.equal(gradient, *torch.autograd.grad(theirs, plain, torch.ones_like(theirs)))
+
+
 def test_the_router_is_torchs(monkeypatch):
     config = tiny.model(num_experts=6, top_k=3)
     logits = seeded(50, 6, scale=3.0).requires_grad_()
@@ -186,6 +235,13 @@ def test_the_router_is_torchs(monkeypatch):
         return torch.autograd.grad(total + routing.load_balance_loss + 0.3 * routing.z_loss, logits)
 
     assert_near(gradient(ours), gradient(theirs))
+
+
+def test_of_a_routing_what_is_only_looked_at_has_no_gradient(monkeypatch):
+    for context in (contextlib.nullcontext(), oracle(monkeypatch)):
+        with context:
+            routing = route(seeded(5, 6).requires_grad_(), tiny.model(num_experts=6, top_k=3))
+        assert not any(t.requires_grad for t in (routing.experts_Nk, routing.load_E, routing.entropy))
 
 
 def test_of_equal_logits_the_first_experts_are_chosen():
@@ -219,6 +275,44 @@ def test_two_threads_give_what_one_does(monkeypatch):
     shared, others, _ = loss_and_gradients(config)
     torch.testing.assert_close(shared, alone)
     assert_near(others, gradients)
+
+
+def test_threads_are_made_once_however_many_parts_there_are(monkeypatch):
+    monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    cpu._pool.cache_clear()
+    assert [len(cpu._share(count, 1, lambda begin, end: None)) for count in (2, 5, 2)] == [2, 3, 2]
+    assert cpu._pool.cache_info().misses == 1
+
+
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    """It would wait for ever for those of its parent."""
+    monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    cpu._pool.cache_clear()
+    for process in (1, 1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        cpu._share(2, 1, lambda begin, end: None)
+    assert cpu._pool.cache_info().misses == 2
+
+
+def test_no_thread_goes_on_after_an_error_in_another(monkeypatch):
+    """It would write to what its caller has freed."""
+    monkeypatch.setattr(cpu, "_LEAST_SHARE", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    begun, ended = threading.Event(), []
+
+    def part(begin: int, end: int) -> None:
+        if begin == 0:
+            assert begun.wait(5)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.05)
+        ended.append(begin)
+
+    with pytest.raises(KeyboardInterrupt):
+        cpu._share(2, 1, part)
+    assert ended == [1]
 
 
 def test_fifty_steps_stay_within_the_noise_of_rounding(monkeypatch):
@@ -272,6 +366,28 @@ def test_without_a_compiler_or_a_cache_torch_does_it_all(tmp_path, monkeypatch):
     assert not (tmp_path / "regrow").exists() or not list((tmp_path / "regrow").iterdir())
 
 
+def test_unlike_processors_and_compilers_have_kernels_of_their_own(tmp_path, monkeypatch):
+    """A home folder may be shared: those of another processor would end with an illegal instruction."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("one")
+    keys = [kernels._key(str(compiler))]
+    compiler.write_text("another")
+    keys.append(kernels._key(str(compiler)))
+    monkeypatch.setattr(kernels, "_processor", lambda: "another")
+    keys.append(kernels._key(str(compiler)))
+    assert len(set(keys)) == 3
+
+
+def test_a_user_without_a_home_has_torch_do_it_all(monkeypatch):
+    """As in a container that is run by a number nobody has."""
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(kernels.Path, "home", homeless)
+    assert found_in("", monkeypatch) is None
+
+
 def test_workers_that_compile_at_once_do_not_harm_each_other(tmp_path):
     command = [sys.executable, "-c", "from moe.kernels import library; assert library() is not None"]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
@@ -285,6 +401,15 @@ def test_the_source_compiles_without_a_warning(tmp_path, compiler):
     if shutil.which(compiler) is None:
         pytest.skip(f"{compiler} is not installed")
     flags = ["-Wall", "-Wextra", "-Werror", *kernels._FLAGS]
+    subprocess.run([compiler, *flags, "-o", tmp_path / "k.so", kernels._SOURCE, "-lm"], check=True)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names processors of another kind")
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_nor_for_processors_with_narrower_vectors(tmp_path, compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"{compiler} is not installed")
+    flags = ["-Wall", "-Wextra", "-Werror", *kernels._FLAGS, "-O1", "-march=haswell"]
     subprocess.run([compiler, *flags, "-o", tmp_path / "k.so", kernels._SOURCE, "-lm"], check=True)
 
 

@@ -226,17 +226,31 @@ def test_fused_seconds_are_no_speed_of_runs_alone(store_root, tmp_path):
     runs = trunks(0, 1, 2)
     store = prepared(store_root, *runs)
     perform_together([order(run, 6) for run in runs], options(store_root, tmp_path / "alive"))
-    place = dataclasses.make_dataclass("Place", ["machine", "slots"])(machine("cpu", 1), 1)
 
     def speeds(fuse):
-        launch = parse_sweep(tiny.mapping(launch__store=store_root, launch__fuse=fuse)).launch
-        return known_speeds([shape_of(runs[0])], store, launch, place)
+        return speeds_of(runs[0], store, fuse)
 
     assert not speeds(1)
     assert speeds(3)
     perform(order(runs[0], 9), options(store_root, tmp_path / "alive", fuse=1))
     assert speeds(1)
     assert speeds(2) == speeds(1)  # none ran so: those of runs alone stand for it
+
+
+def speeds_of(run, store: Store, fuse: int):
+    place = dataclasses.make_dataclass("Place", ["machine", "slots"])(machine("cpu", 1), 1)
+    launch = parse_sweep(tiny.mapping(launch__store=str(store.root), launch__fuse=fuse)).launch
+    return known_speeds([shape_of(run)], store, launch, place)
+
+
+def test_items_that_fused_tasks_asked_are_no_items_of_tasks_alone(store_root, tmp_path):
+    (run,) = trunks(0)
+    store = prepared(store_root, run)
+    perform(order(run, 6), options(store_root, tmp_path / "alive"))
+    without = dataclasses.replace(order(run, 9, probe_every=100), evaluations=())
+    perform(without, options(store_root, tmp_path / "alive", fuse=1))
+    assert speeds_of(run, store, 3)[shape_of(run)].item_s > 0
+    assert speeds_of(run, store, 1)[shape_of(run)].item_s is None
 
 
 def test_a_failing_run_harms_no_neighbour(store_root, tmp_path, monkeypatch):
@@ -317,12 +331,13 @@ def test_an_interrupted_bundle_lets_go_of_its_locks_and_keeps_its_lines(store_ro
         return original(self, tokens)
 
     monkeypatch.setattr(Bank, "advance", advance)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as interrupt:
         perform_together([order(run, 8) for run in runs], options(store_root, tmp_path / "alive"))
     for run in runs:
         assert len(losses(store, run)) == 5
         with store.writing(run.id):
             pass
+    del interrupt  # its traceback held the runs until here: nothing was left to the garbage collector
 
 
 # --------------------------------------------------------------------------------------------------------

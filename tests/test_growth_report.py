@@ -76,6 +76,17 @@ def test_equal_weights_are_measured_once_and_changed_ones_again(monkeypatch):
     assert len(measured) == 3
 
 
+def test_another_precision_is_measured_anew():
+    config = tiny.model()
+    source = initial_state(config, 0).weights
+    grown = grow_weights(config, WIDE, source)
+    losses = {
+        growth_report(config, WIDE, source, grown, TOKENS, precision=precision)["loss_before"]
+        for precision in (Precision.FP32, Precision.BF16)
+    }
+    assert len(losses) == 2
+
+
 def test_what_is_kept_of_growths_has_a_bound(monkeypatch):
     monkeypatch.setattr(growth_report_module, "_kept", [])
     report_of(WIDE)

@@ -92,6 +92,16 @@ def test_a_start_without_moments_has_none_until_its_first_step():
     assert set(optimizer.moments.first) == dict(model.named_parameters()).keys()
 
 
+def test_a_group_that_is_frozen_whole_stays_as_it_is():
+    model = network()
+    with_gradients(model, 0)
+    gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    for gain in gains:
+        gain.grad = None
+    AdamW(dict(model.named_parameters()), MODEL, TRAIN).step(1e-2)
+    assert all(torch.equal(gain, torch.ones_like(gain)) for gain in gains)
+
+
 def test_training_never_imports_the_compiler():
     code = (
         "import sys, numpy, tiny\n"

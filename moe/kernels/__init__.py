@@ -24,12 +24,12 @@ def library() -> ctypes.CDLL | None:
     found = compiler()
     if found is None:
         return None
-    path = _cache() / f"kernels-{_key(found)}.so"
     try:
+        path = _cache() / f"kernels-{_key(found)}.so"
         if not path.exists():
             _compile(found, path)
         return _typed(ctypes.CDLL(str(path)))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: this user has no home
         return None
 
 

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are passed to what is inlined alone */
+
 #define W 16 /* floats of a vector: one register of AVX-512, two of AVX2, four of NEON */
 #define R 8  /* queries at a time: their scores stay in registers */
 
@@ -117,7 +119,7 @@ void rms_norm_back(const float *x, const float *gain, const float *inverse, cons
 typedef struct {
     int T, Q, K, C; /* tokens, query heads, key heads, channels of a head */
     float eps;
-    const float *gain_query, *gain_key, *cos, *sin; /* gains [C], tables [T, C] whose halves are equal */
+    const float *gain_query, *gain_key, *cos, *sin; /* gains [C], tables [T, C]; of the sine the 2nd half */
 } heads;
 
 /* One head of x, normed, turned, times scale: out [T, P], the columns beyond C untouched. */
