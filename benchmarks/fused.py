@@ -8,13 +8,12 @@ Batches are drawn before: making them costs a run as much either way. On CPU one
 
 import argparse
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from throughput import load
+from timing import interleaved
 
 from moe.bank import Bank
 from moe.config import LearningRate, ModelConfig, Precision, Schedule, TrainConfig
@@ -47,14 +46,6 @@ def fused(runs: list[Trainer]) -> Callable[[], None]:
     return step
 
 
-def seconds(step: Callable[[], None], steps: int) -> float:
-    """Of one step; each ends by reading its losses, so that a GPU has nothing left to do."""
-    begin = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - begin) / steps
-
-
 def report(name: str, num_runs: int, args: argparse.Namespace) -> None:
     model, train = load(name)
     train = dataclasses.replace(train, precision=Precision(args.precision))
@@ -63,13 +54,8 @@ def report(name: str, num_runs: int, args: argparse.Namespace) -> None:
         "separate": lambda: separate(alone),
         "fused": fused(trainers(model, train, num_runs, args.device)),
     }
-    times: dict[str, list[float]] = {way: [] for way in ways}
-    for step in ways.values():
-        seconds(step, 2)
-    for _ in range(args.rounds):
-        for way, step in ways.items():
-            times[way].append(seconds(step, args.steps))
-    middle = {way: statistics.median(each) for way, each in times.items()}
+    # each step ends by reading its losses, so that a GPU has nothing left to do
+    middle = interleaved(ways, args.rounds, args.steps)
     rates = {way: num_runs * train.tokens_per_step / each for way, each in middle.items()}
     ratio = middle["separate"] / middle["fused"]
     print(f"{name:8}{num_runs:6}{rates['separate']:14,.0f}{rates['fused']:14,.0f}{ratio:9.2f}")

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from alone import alone
@@ -23,7 +23,6 @@ from configuration import ROOT, cells
 from section import Section, table
 
 from moe.files import read_lines
-from sweeps.config import LaunchConfig
 from sweeps.plan import Plan
 from sweeps.study import plan_study, run_study
 
@@ -33,9 +32,9 @@ CASES = {
     "1 worker × 1 thread": ["launch.workers=1", "launch.threads=1"],
     "1 worker × 2 threads": ["launch.workers=1", "launch.threads=2"],
     "2 workers × 1 thread": ["launch.workers=2", "launch.threads=1"],
+    "1 worker × 1 thread, fused 4": ["launch.workers=1", "launch.threads=1", "launch.fuse=4"],
 }
-FUSED = {"1 worker × 1 thread, fused 4": ["launch.workers=1", "launch.threads=1", "launch.fuse=4"]}
-ONE, TWO = "1 worker × 1 thread", "2 workers × 1 thread"
+ONE, TWO, FUSED = "1 worker × 1 thread", "2 workers × 1 thread", "1 worker × 1 thread, fused 4"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,8 +134,7 @@ def makespan(plan: Plan, seconds: dict[str, float], slots: int) -> float:
 
 def section(study: str = "quickstart", overrides: list[str] = SHORT) -> Section:
     """The study in each way that this machine's cores allow, each in a process of its own."""
-    fusing = any(field.name == "fuse" for field in fields(LaunchConfig))
-    cases = {**CASES, **FUSED} if fusing else CASES
+    cases = CASES
     if (os.cpu_count() or 1) < 2:
         cases = {name: words for name, words in cases.items() if "1 worker × 1 thread" in name}
     runs = {
@@ -167,8 +165,8 @@ def _ratios(runs: dict[str, Run]) -> dict[str, float]:
     ratios = {"sweep: 1 − overhead, mean": 1 - statistics.mean(each.overhead for each in runs.values())}
     if TWO in runs:
         ratios["sweep: 2 workers ÷ 1 worker"] = runs[TWO].flops_per_s / runs[ONE].flops_per_s
-    for name in FUSED.keys() & runs.keys():
-        ratios["sweep: fused ÷ 1 worker"] = runs[name].flops_per_s / runs[ONE].flops_per_s
+    if FUSED in runs:
+        ratios["sweep: fused ÷ 1 worker"] = runs[FUSED].flops_per_s / runs[ONE].flops_per_s
     return ratios
 
 

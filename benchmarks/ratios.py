@@ -36,6 +36,8 @@ def compare(machine: str, today: dict[str, float]) -> int:
         if change < -CLOSE.get(name, TOLERANCE):
             fell.append(name)
         rows.append([name, f"{kept[name]:.3f}", f"{value:.3f}", f"{change:+.1%}"])
+    for name in kept.keys() - today.keys():
+        rows.append([name, f"{kept[name]:.3f}", "", "not measured"])
     print(table(["ratio, the larger the better", "kept", "today", "change"], rows))
     print("\n".join(f"fell too far: {name}" for name in fell) or "none fell too far")
     return 1 if fell else 0

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe.growth import Tensors
-from moe.model import Block, MoETransformer, _RMSNorm, _Turn
+from moe.model import Block, MoETransformer, RMSNormFunction, RotaryFunction
 from moe.optimizer import step_together
 from moe.router import Routing, choose, counts_of, sorted_experts, within_capacity
 from moe.token_loss import token_loss
@@ -123,7 +123,7 @@ class FusedModel:
         first_R11 = torch.arange(R, device=tokens_RBT.device).mul_(self.config.vocab_size)[:, None, None]
         embedding_VD = self.weights["embedding.weight"].flatten(0, 1)
         x_RND = F.embedding(tokens_RBT + first_R11, embedding_VD).view(R, B * T, -1)
-        rope, routings = self.one._rope_tables(T, tokens_RBT.device), []
+        rope, routings = self.one.rope_tables(T, tokens_RBT.device), []
         for nth, layer in enumerate(self.one.layers):
             assert isinstance(layer, Block)
             x_RND = self._layer(f"layers.{nth}", layer, x_RND, (B, T), rope, routings)
@@ -148,12 +148,12 @@ class FusedModel:
             routings.append(routing)
             return y_RND
 
-        x_RND = layer._add(x_RND, attend, self._norm(f"{name}.attention_norm"))  # pyright: ignore
-        return layer._add(x_RND, feed_forward, self._norm(f"{name}.moe_norm"))  # pyright: ignore
+        x_RND = layer.add_branch(x_RND, attend, self._norm(f"{name}.attention_norm"))  # pyright: ignore
+        return layer.add_branch(x_RND, feed_forward, self._norm(f"{name}.moe_norm"))  # pyright: ignore
 
     def _norm(self, name: str) -> Callable[[Tensor], Tensor]:
         gain_R1D = self.weights[f"{name}.weight"].unsqueeze(1)
-        return lambda x_RND: _RMSNorm.apply(x_RND.float(), gain_R1D, self.config.norm_eps)
+        return lambda x_RND: RMSNormFunction.apply(x_RND.float(), gain_R1D, self.config.norm_eps)
 
     def _linear(self, name: str, x_RND: Tensor) -> Tensor:
         return _linear(x_RND, self.weights[f"{name}.weight"])
@@ -172,8 +172,10 @@ class FusedModel:
         x_RNHC = _linear(x_RND, torch.cat(weights, dim=1)).view(R, N, Q + 2 * K, C)
         q_gain_RC, k_gain_RC = (self.weights[f"{name}.{part}_norm.weight"] for part in ("query", "key"))
         gain_RHC = torch.cat([q_gain_RC[:, None].expand(R, Q, C), k_gain_RC[:, None].expand(R, K, C)], dim=1)
-        normed_RNHC = _RMSNorm.apply(x_RNHC[:, :, : Q + K].float(), gain_RHC[:, None], self.config.norm_eps)
-        turned_BTHC = _Turn.apply(normed_RNHC.reshape(R * B, T, Q + K, C), *rope)
+        normed_RNHC = RMSNormFunction.apply(
+            x_RNHC[:, :, : Q + K].float(), gain_RHC[:, None], self.config.norm_eps
+        )
+        turned_BTHC = RotaryFunction.apply(normed_RNHC.reshape(R * B, T, Q + K, C), *rope)
         q_BTQC, k_BTKC = turned_BTHC.split([Q, K], dim=2)
         v_BTKC = x_RNHC[:, :, Q + K :].unflatten(1, (B, T)).flatten(0, 1)
         y_BQTC = F.scaled_dot_product_attention(

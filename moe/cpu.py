@@ -239,7 +239,9 @@ def cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor
     targets_n, losses_n = targets_n.contiguous(), logits_nV.new_empty(targets_n.shape)
     V = logits_nV.shape[-1]
     args = logits_nV.data_ptr(), targets_n.data_ptr(), V, scale
-    _share(losses_n.numel(), V, lambda a, z: _c().cross_entropy(*args, a, z, losses_n.data_ptr()))
+    beyond = _share(losses_n.numel(), V, lambda a, z: _c().cross_entropy(*args, a, z, losses_n.data_ptr()))
+    if any(beyond):
+        raise IndexError(f"a target is not below the vocabulary's {V}")
     return losses_n
 
 

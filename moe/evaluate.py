@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 VERSION = 2  # raised when the same model would score otherwise
 SUITES = ("full", "probe")
 _TOKENS = 1 << 13  # in one pass
-_LOGITS = 1 << 24  # numbers of them that are in memory at once: 64 MiB
 _HELD_OUT_TOKENS = 2  # held-out tokens read per item asked, in whole sequences
 
 
@@ -242,6 +241,8 @@ def _choice_scores(model: Any, batch: _Batch) -> np.ndarray:
     """One token: its logit, one pass per item. More: the sum of log-probabilities, one pass per choice."""
     import torch
 
+    from moe.token_loss import token_losses
+
     N, C, K = batch.choices.shape
     x_BTD = model.hidden(batch.tokens)[0].float()
     head_VD = model.head.weight.float()
@@ -251,7 +252,8 @@ def _choice_scores(model: Any, batch: _Batch) -> np.ndarray:
     else:
         places_BK = batch.last.repeat_interleave(C)[:, None] + torch.arange(K, device=x_BTD.device)
         x_BKD = x_BTD.gather(1, places_BK[:, :, None].expand(-1, -1, x_BTD.shape[-1]))
-        score_NC = -_token_losses(head_VD, x_BKD, batch.choices.reshape(N * C, K)).double().sum(1).view(N, C)
+        losses_BK = token_losses(x_BKD, head_VD, batch.choices.reshape(N * C, K))
+        score_NC = -losses_BK.double().sum(1).view(N, C)
     return score_NC.double().cpu().numpy()
 
 
@@ -259,20 +261,10 @@ def _losses(model: Any, tokens_BT1: "Tensor") -> "Tensor":
     """Mean cross-entropy of each row, nats per token: [B], float64."""
     import torch
 
+    from moe.token_loss import token_losses
+
     found, head_VD = [], model.head.weight.float()
     for rows_BT1 in tokens_BT1.split(max(1, _TOKENS // tokens_BT1.shape[1])):
         x_BTD = model.hidden(rows_BT1[:, :-1])[0].float()
-        found.append(_token_losses(head_VD, x_BTD, rows_BT1[:, 1:]).double().mean(1).cpu())
+        found.append(token_losses(x_BTD, head_VD, rows_BT1[:, 1:]).double().mean(1).cpu())
     return torch.cat(found)
-
-
-def _token_losses(head_VD: "Tensor", x_BTD: "Tensor", right_BT: "Tensor") -> "Tensor":
-    """Cross-entropy of each token: [B, T]. The logits of a few rows at a time are in memory."""
-    import torch
-    from torch.nn import functional as F
-
-    rows = max(1, _LOGITS // (len(head_VD) * right_BT.shape[1]))
-    pairs = zip(x_BTD.split(rows), right_BT.split(rows), strict=True)
-    return torch.cat(
-        [F.cross_entropy((x @ head_VD.T).transpose(1, 2), y, reduction="none") for x, y in pairs]
-    )

@@ -42,7 +42,7 @@ class MoETransformer(nn.Module):
     def hidden(self, tokens_BT: Tensor) -> tuple[Tensor, list[Routing]]:
         """The normed residual stream [B, T, D] and the routing of each layer with experts."""
         x_BTD = self.embedding(tokens_BT)
-        rope = self._rope_tables(tokens_BT.shape[1], tokens_BT.device)
+        rope = self.rope_tables(tokens_BT.shape[1], tokens_BT.device)
         routings = []
         for layer in self.layers:
             x_BTD, routing = layer(x_BTD, rope)
@@ -58,7 +58,7 @@ class MoETransformer(nn.Module):
         """The layers with experts, in order; `hidden` gives one routing for each."""
         return [layer.moe for layer in self.layers if isinstance(layer, Block) and layer.moe is not None]
 
-    def _rope_tables(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def rope_tables(self, seq_len: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (seq_len, device)
         if key not in self._rope:
             half = torch.arange(0, self.config.head_dim, 2, device=device, dtype=torch.float32)
@@ -120,10 +120,10 @@ class Block(nn.Module):
             return y_BTD
 
         routing = None
-        x_BTD = self._add(x_BTD, attend, self.attention_norm)
-        return self._add(x_BTD, feed_forward, self.moe_norm), routing
+        x_BTD = self.add_branch(x_BTD, attend, self.attention_norm)
+        return self.add_branch(x_BTD, feed_forward, self.moe_norm), routing
 
-    def _add(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
+    def add_branch(self, x_BTD: Tensor, branch: Callable[[Tensor], Tensor], norm: nn.Module) -> Tensor:
         match self.placement:
             case NormPlacement.PRE:
                 return x_BTD.add(branch(norm(x_BTD)), alpha=self.multiplier)
@@ -169,8 +169,8 @@ class Attention(nn.Module):
             gains = self.query_norm.weight, self.key_norm.weight
             return self.output(cpu.CausalAttention.apply(x_BTHC, *gains, *rope, Q, self.config.norm_eps))
         gain_HC = torch.cat([self.query_norm.weight.expand(Q, C), self.key_norm.weight.expand(K, C)])
-        normed_BTHC = _RMSNorm.apply(x_BTHC[:, :, : Q + K].float(), gain_HC, self.config.norm_eps)
-        q_BTQC, k_BTKC = _Turn.apply(normed_BTHC, *rope).split([Q, K], dim=2)
+        normed_BTHC = RMSNormFunction.apply(x_BTHC[:, :, : Q + K].float(), gain_HC, self.config.norm_eps)
+        q_BTQC, k_BTKC = RotaryFunction.apply(normed_BTHC, *rope).split([Q, K], dim=2)
         v_BTKC = x_BTHC[:, :, Q + K :]
         y_BQTC = F.scaled_dot_product_attention(
             q_BTQC.transpose(1, 2),
@@ -227,10 +227,10 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if cpu.serves(x):
             return cpu.RMSNorm.apply(x, self.weight, self.eps)
-        return _RMSNorm.apply(x.float(), self.weight, self.eps)
+        return RMSNormFunction.apply(x.float(), self.weight, self.eps)
 
 
-class _RMSNorm(torch.autograd.Function):
+class RMSNormFunction(torch.autograd.Function):
     """Its own backward, in few passes: on CPU torch's norm is a chain of small operations.
 
     The gain is [size], or wider where heads or runs (moe/bank.py) each have their own.
@@ -253,21 +253,21 @@ class _RMSNorm(torch.autograd.Function):
         return dx.addcmul_(x, along).mul_(inverse), dgain, None
 
 
-class _Turn(torch.autograd.Function):
+class RotaryFunction(torch.autograd.Function):
     """RoPE (arXiv 2104.09864) on the halves of each head; its gradient is the turn back."""
 
     @staticmethod
     def forward(ctx: Any, x_BTHC, cos_TC, sin_TC):
         ctx.save_for_backward(cos_TC, sin_TC)
-        return _turn(x_BTHC, cos_TC, sin_TC)
+        return _rotate(x_BTHC, cos_TC, sin_TC)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         cos_TC, sin_TC = ctx.saved_tensors
-        return _turn(grads[0], cos_TC, -sin_TC), None, None
+        return _rotate(grads[0], cos_TC, -sin_TC), None, None
 
 
-def _turn(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+def _rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     """Tables as wide as a head, the sine's first half negated."""
     half = x_BTHC.shape[-1] // 2
     sin_T1C = sin_TC[:, None]

@@ -1,6 +1,7 @@
 """Next-token cross-entropy through the head, a chunk of tokens at a time, its gradient with it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ def token_loss(x_ND: Tensor, head_VD: Tensor, targets_N: Tensor) -> Tensor:
     return _TokenLoss.apply(x_ND, head_VD, targets_N, torch.is_grad_enabled())
 
 
+@torch.no_grad()
+def token_losses(x_BTD: Tensor, head_VD: Tensor, targets_BT: Tensor) -> Tensor:
+    """The cross-entropy of each token [B, T] in nats, without a gradient; a chunk of logits is in memory."""
+    x_ND, targets_N = x_BTD.flatten(0, -2), targets_BT.flatten()
+    rows, to_gradient = _rows(x_ND, len(head_VD)), _to_gradient(x_ND)
+    chunks = zip(x_ND.split(rows), targets_N.split(rows), strict=True)
+    return torch.cat([to_gradient(x @ head_VD.T, targets, 1.0) for x, targets in chunks]).view_as(targets_BT)
+
+
 class _TokenLoss(torch.autograd.Function):
     """The gradient of each chunk is taken while its probabilities are there: they are computed once."""
 
@@ -33,9 +43,8 @@ class _TokenLoss(torch.autograd.Function):
             x, head = x_ND.to(dtype), head_VD.to(dtype)
             dx_ND = torch.empty(*runs, N, D, dtype=exact, device=x.device) if learns else None
             dhead_DV = torch.zeros(*runs, D, V, dtype=exact, device=x.device) if learns else None
-            to_gradient = cpu.cross_entropy_ if cpu.serves(x_ND) else _cross_entropy_
             R = math.prod(runs)
-            rows = max(64, (_CPU_CHUNK if kind == "cpu" else _GPU_CHUNK) // (V * R))
+            rows, to_gradient = _rows(x_ND, V * R), _to_gradient(x_ND)
             buffer = torch.empty(R * min(rows, N) * V, dtype=dtype, device=x.device)  # stays in a CPU's cache
             losses = []
             for x_nD, targets_n, first in zip(
@@ -59,6 +68,15 @@ class _TokenLoss(torch.autograd.Function):
         x_dtype, head_dtype = ctx.dtypes
         grad_11 = grads[0][..., None, None]
         return (dx_ND * grad_11).to(x_dtype), (dhead_VD * grad_11).to(head_dtype), None, None
+
+
+def _rows(x: Tensor, logits: int) -> int:
+    """Tokens at a time, of so many logits each."""
+    return max(64, (_CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK) // logits)
+
+
+def _to_gradient(x: Tensor) -> Callable[[Tensor, Tensor, float], Tensor]:
+    return cpu.cross_entropy_ if cpu.serves(x) else _cross_entropy_
 
 
 def _cross_entropy_(logits_nV: Tensor, targets_n: Tensor, scale: float) -> Tensor:

@@ -21,8 +21,9 @@ def fused_shape(task: Task) -> Shape | None:
 def bundles(heads: Sequence[Task], others: Iterable[Task], fuse: int) -> list[list[Task]]:
     """A bundle of at most `fuse` tasks for each head, filled with `others`, which come most urgent first.
 
-    All grow alike, since each has a worker of its own. The nearest in steps left joins first: a bundle is
-    over when its longest is.
+    All grow alike, since each has a worker of its own. The nearest in steps left joins first, and none with
+    more than twice or less than half as many: a bundle is over when its longest is, and what waits for a
+    shorter one waits too.
     """
     waiting: dict[Shape, list[Task]] = defaultdict(list)
     for task in others:
@@ -32,10 +33,12 @@ def bundles(heads: Sequence[Task], others: Iterable[Task], fuse: int) -> list[li
     filled = [[head] for head in heads]
     for _ in range(fuse - 1):
         for bundle in filled:
-            shape = fused_shape(bundle[0])
-            if shape is not None and waiting.get(shape):
-                steps = _steps(bundle[0])
-                nearest = min(waiting[shape], key=lambda task: abs(_steps(task) - steps))
+            shape, steps = fused_shape(bundle[0]), _steps(bundle[0])
+            if shape is None:
+                continue
+            alike = [task for task in waiting[shape] if steps <= 2 * _steps(task) <= 4 * steps]
+            if alike:
+                nearest = min(alike, key=lambda task: abs(_steps(task) - steps))
                 waiting[shape].remove(nearest)
                 bundle.append(nearest)
     return filled

@@ -143,6 +143,13 @@ def _ask_the_writer(root: str, order: Order) -> None:
         Store(root).want(order.trajectory_id, order.step)
 
 
+def is_done(order: Order, root: str) -> bool:
+    """Whether the store has all that the order asks for, whatever became of its worker."""
+    store, asked = Store(root), {(order.step, suite.eval_id) for suite in order.evaluations}
+    kept = order.step in store.kept_steps(order.trajectory_id)
+    return kept and asked <= store.evaluated(order.trajectory_id)
+
+
 def record_death(order: Order, root: str, error: str) -> None:
     """An attempt whose worker died, accounted for by the driver: the worker cannot."""
     with contextlib.suppress(OSError, ValueError):  # the driver has the error too

@@ -99,7 +99,7 @@ def test_loss_and_every_gradient_are_those_of_torch_in_double_precision(monkeypa
 def test_attention_of_any_length(monkeypatch, length):
     config = tiny.model(num_heads=4, num_kv_heads=2, head_dim=16, hidden_size=24)
     model = MoETransformer(config).initialise(0)
-    attention, rope = block(model, 0).attention, model._rope_tables(length, torch.device("cpu"))
+    attention, rope = block(model, 0).attention, model.rope_tables(length, torch.device("cpu"))
     for norm in (attention.query_norm, attention.key_norm):
         norm.weight.data.uniform_(0.5, 2.0, generator=tiny_generator(1))
     x, d = seeded(2, length, 24), seeded(2, length, 24, seed=2)
@@ -244,6 +244,12 @@ def test_of_a_routing_what_is_only_looked_at_has_no_gradient(monkeypatch):
         assert not any(t.requires_grad for t in (routing.experts_Nk, routing.load_E, routing.entropy))
 
 
+@pytest.mark.parametrize("target", [-1, 50])
+def test_a_target_outside_the_vocabulary_is_an_error(target):
+    with pytest.raises(IndexError, match="vocabulary's 50"):
+        cpu.cross_entropy_(torch.zeros(3, 50), torch.tensor([0, target, 1]), 1.0)
+
+
 def test_of_equal_logits_the_first_experts_are_chosen():
     routing = route(torch.zeros(4, 6), tiny.model(num_experts=6, top_k=3))
     assert routing.experts_Nk.tolist() == [[0, 1, 2]] * 4
@@ -370,11 +376,11 @@ def test_unlike_processors_and_compilers_have_kernels_of_their_own(tmp_path, mon
     """A home folder may be shared: those of another processor would end with an illegal instruction."""
     compiler = tmp_path / "cc"
     compiler.write_text("one")
-    keys = [kernels._key(str(compiler))]
+    keys = [kernels._key((str(compiler),))]
     compiler.write_text("another")
-    keys.append(kernels._key(str(compiler)))
+    keys.append(kernels._key((str(compiler),)))
     monkeypatch.setattr(kernels, "_processor", lambda: "another")
-    keys.append(kernels._key(str(compiler)))
+    keys.append(kernels._key((str(compiler),)))
     assert len(set(keys)) == 3
 
 
@@ -386,6 +392,19 @@ def test_a_user_without_a_home_has_torch_do_it_all(monkeypatch):
 
     monkeypatch.setattr(kernels.Path, "home", homeless)
     assert found_in("", monkeypatch) is None
+
+
+def test_a_library_that_lost_its_end_is_made_anew(tmp_path, monkeypatch):
+    assert found_in(tmp_path, monkeypatch) is not None
+    (made,) = (tmp_path / "regrow").iterdir()
+    (tmp_path / "half").write_bytes(made.read_bytes()[:1000])
+    (tmp_path / "half").rename(made)  # the one that is open stays whole
+    assert found_in(tmp_path, monkeypatch) is not None
+
+
+def test_a_compiler_may_have_options(tmp_path, monkeypatch):
+    assert found_in(tmp_path, monkeypatch, CC="cc -DNDEBUG") is not None
+    assert found_in(tmp_path, monkeypatch, CC="cc --no-such-option") is None
 
 
 def test_workers_that_compile_at_once_do_not_harm_each_other(tmp_path):

@@ -84,18 +84,20 @@ def plan():
 
 def test_a_bundle_is_of_one_shape_and_of_the_nearest_lengths():
     few = make_plan([tiny.cell(seed=seed, growth__step=4) for seed in range(3)], tiny.Nothing())
-    many = make_plan([tiny.cell(seed=3, growth__step=16)], tiny.Nothing())
+    more = make_plan([tiny.cell(seed=3, growth__step=8)], tiny.Nothing())
     other = make_plan([tiny.cell(seed=4, model__num_experts=8)], tiny.Nothing())
-    a, b, c, d, e = (
+    most = make_plan([tiny.cell(seed=5, growth__step=9)], tiny.Nothing())
+    a, b, c, d, e, f = (
         next(
             task
             for task in plan.tasks.values()
             if (task.trajectory.kind, task.trajectory.seed) == (Kind.TRUNK, seed)
         )
-        for plan, seed in ((few, 0), (few, 1), (few, 2), (many, 3), (other, 4))
+        for plan, seed in ((few, 0), (few, 1), (few, 2), (more, 3), (other, 4), (most, 5))
     )
     assert bundles([a], [d, e, b, c], fuse=3) == [[a, b, c]]
-    assert bundles([a], [d, e, b, c], fuse=9) == [[a, b, c, d]]
+    assert bundles([a], [f, d, e, b, c], fuse=9) == [[a, b, c, d]]  # f takes more than twice as many steps
+    assert bundles([f], [a, d], fuse=9) == [[f, d]]
     assert bundles([a, e], [b], fuse=3) == [[a, b], [e]]
     assert bundles([a, b], [c, d], fuse=3) == [[a, c], [b, d]]  # no worker is deeper than another needs to be
     assert bundles([a], [b], fuse=1) == [[a]]
@@ -418,7 +420,7 @@ def test_a_killed_fused_sweep_goes_on_unfused(calm, tmp_path):
             )
 
 
-def test_a_ray_worker_that_dies_with_a_bundle_fails_each_task_of_it_and_all_are_done_again(
+def test_a_ray_worker_that_dies_with_a_bundle_fails_the_tasks_of_it_and_all_are_done(
     calm, tmp_path, monkeypatch
 ):
     import ray
@@ -428,7 +430,7 @@ def test_a_ray_worker_that_dies_with_a_bundle_fails_each_task_of_it_and_all_are_
     root, kills, original = tmp_path / "store", [], RayExecutor.wait
 
     def wait(self, timeout_s):
-        if not kills and any(root.glob("trajectories/*/metrics.jsonl")):
+        if not kills and any(root.glob("trajectories/*/attempts/01/log.txt")):
             kills.extend(order.task_id for order in self._busy[0].orders)
             ray.kill(self._busy[0].workers[0], no_restart=True)
         return original(self, timeout_s)
@@ -442,7 +444,9 @@ def test_a_ray_worker_that_dies_with_a_bundle_fails_each_task_of_it_and_all_are_
     assert [cell.status for cell in result.cells] == ["done"] * 3
     assert len(kills) == 3
     errors = [path.read_text() for path in root.glob("trajectories/*/attempts/01/error.txt")]
-    assert sorted(error.splitlines()[0] for error in errors) == sorted(kills)
+    failed = {error.splitlines()[0] for error in errors}
+    assert failed
+    assert failed <= set(kills)  # what was stored by then is done
     for path in calm.glob("trajectories/*/metrics.jsonl"):
         name = path.relative_to(calm)
         assert [line["loss"] for line in read_lines(root / name)] == pytest.approx(

@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch.nn import functional as F
 
-from moe.model import MoETransformer, RMSNorm, _RMSNorm, _Turn
+from moe.model import MoETransformer, RMSNorm, RMSNormFunction, RotaryFunction
 from moe.router import Experts, route
 
 
@@ -64,9 +64,9 @@ def test_router_losses_do_not_see_exact_duplication():
 def test_rms_norm_equals_torch_and_its_gradient_finite_differences():
     x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
     gain = torch.randn(8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, gain: _RMSNorm.apply(x, gain, 1e-6), (x, gain))
+    assert torch.autograd.gradcheck(lambda x, gain: RMSNormFunction.apply(x, gain, 1e-6), (x, gain))
     of_heads = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, gain: _RMSNorm.apply(x, gain, 1e-6), (x, of_heads))
+    assert torch.autograd.gradcheck(lambda x, gain: RMSNormFunction.apply(x, gain, 1e-6), (x, of_heads))
     norm = RMSNorm(8, 1e-6)
     norm.weight.data = gain.detach().float()
     torch.testing.assert_close(norm(x.float()), F.rms_norm(x.float(), (8,), gain.float(), 1e-6))
@@ -74,14 +74,14 @@ def test_rms_norm_equals_torch_and_its_gradient_finite_differences():
 
 def test_rope_keeps_lengths_and_sees_only_distances():
     network = MoETransformer(tiny.model())
-    cos_TC, sin_TC = network._rope_tables(16, torch.device("cpu"))
+    cos_TC, sin_TC = network.rope_tables(16, torch.device("cpu"))
     x_BTHC = torch.randn(1, 1, 1, 8).expand(1, 16, 1, 8)
-    turned_TC = _Turn.apply(x_BTHC, cos_TC, sin_TC)[0, :, 0]
+    turned_TC = RotaryFunction.apply(x_BTHC, cos_TC, sin_TC)[0, :, 0]
     torch.testing.assert_close(turned_TC.norm(dim=-1), x_BTHC[0, :, 0].norm(dim=-1))
     torch.testing.assert_close(turned_TC[3] @ turned_TC[5], turned_TC[9] @ turned_TC[11])
     x = torch.randn(1, 16, 2, 8, dtype=torch.float64, requires_grad=True)
     tables = (cos_TC.double(), sin_TC.double())
-    assert torch.autograd.gradcheck(lambda x: _Turn.apply(x, *tables), (x,))
+    assert torch.autograd.gradcheck(lambda x: RotaryFunction.apply(x, *tables), (x,))
 
 
 def test_no_token_sees_the_future():

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe import token_loss as module
-from moe.token_loss import token_loss
+from moe.token_loss import token_loss, token_losses
 
 
 def drawn(n: int, dtype=torch.float32, scale: float = 1.0):
@@ -56,3 +56,13 @@ def test_nothing_is_kept_where_nothing_learns():
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         assert not token_loss(x_ND, head_VD, targets_N).requires_grad
     assert counter.get_total_flops() == 2 * 10 * 16 * 40
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_losses_of_tokens_are_those_of_torch(monkeypatch, dtype):
+    monkeypatch.setattr(module, "_CPU_CHUNK", 64 * 40)
+    x_ND, head_VD, targets_N = drawn(200, dtype)
+    losses_BT = token_losses(x_ND.view(4, 50, -1), head_VD, targets_N.view(4, 50))
+    expected_N = F.cross_entropy(x_ND @ head_VD.T, targets_N, reduction="none")
+    torch.testing.assert_close(losses_BT, expected_N.view(4, 50))
+    assert not losses_BT.requires_grad

@@ -16,7 +16,7 @@ from moe.files import append_lines, read_json
 from sweeps.outcome import Order, Reading, Result, WorkerOptions
 from sweeps.store import Store
 from sweeps.study import Refused, run_study
-from sweeps.worker import perform
+from sweeps.worker import is_done, perform
 
 
 def make_options(root: str, alive: Path, **more) -> WorkerOptions:
@@ -156,6 +156,16 @@ def test_a_step_that_another_run_waits_for_is_stored_on_the_way(trunk):
     assert store.stored_steps(trajectory.id) == [5, 9]
     assert do(5).trained_flops == 0
     assert not list(store.wanted_folder(trajectory.id).iterdir())
+
+
+def test_what_the_store_holds_is_done_whatever_became_of_the_worker(trunk):
+    store, trajectory, do = trunk
+    asked = order(trajectory, 8, [suite("probe", 8)])
+    assert not is_done(asked, str(store.root))
+    do(8, [suite("probe", 8)])
+    assert is_done(asked, str(store.root))
+    assert not is_done(order(trajectory, 8, [suite("full", 16)]), str(store.root))
+    assert not is_done(order(trajectory, 9), str(store.root))
 
 
 def test_an_attempt_keeps_a_log_of_its_beginning_and_its_end(trunk):

@@ -4,11 +4,13 @@
 `library()` is None, and the same mathematics is done by torch's operations.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,24 +28,33 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         path = _cache() / f"kernels-{_key(found)}.so"
-        if not path.exists():
-            _compile(found, path)
-        return _typed(ctypes.CDLL(str(path)))
+        return _typed(_loaded(found, path))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: this user has no home
         return None
 
 
-def compiler() -> str | None:
-    """The C compiler of this machine, if it has one; `CC=none` does without."""
-    return shutil.which(os.environ.get("CC") or "cc")
+def compiler() -> tuple[str, ...] | None:
+    """The C compiler of this machine and its options (`CC`), if it has one; `CC=none` does without."""
+    command = shlex.split(os.environ.get("CC") or "cc")
+    found = shutil.which(command[0]) if command else None
+    return None if found is None else (found, *command[1:])
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _loaded(compiler: tuple[str, ...], path: Path) -> ctypes.CDLL:
+    """Made anew where a disk lost a part of it."""
+    if path.exists():
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(path))
+    _compile(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _compile(compiler: tuple[str, ...], path: Path) -> None:
     """To a name of its own first: several workers may do this at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        command = [compiler, *_FLAGS, "-o", str(draft), str(_SOURCE), "-lm"]
+        command = [*compiler, *_FLAGS, "-o", str(draft), str(_SOURCE), "-lm"]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         draft.rename(path)
 
@@ -53,10 +64,10 @@ def _cache() -> Path:
     return (Path(root) if root else Path.home() / ".cache") / "regrow"
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: tuple[str, ...]) -> str:
     """Source, flags, compiler and processor: a home folder may be shared by unlike machines."""
-    made = os.stat(compiler)
-    parts = [_SOURCE.read_text(), *_FLAGS, compiler, f"{made.st_size} {made.st_mtime_ns}", _processor()]
+    made = os.stat(compiler[0])
+    parts = [_SOURCE.read_text(), *_FLAGS, *compiler, f"{made.st_size} {made.st_mtime_ns}", _processor()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

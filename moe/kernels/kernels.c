@@ -507,13 +507,15 @@ void swiglu_back(const float *h, const float *gates, const int64_t *slot, const 
 
 /* ---- loss --------------------------------------------------------------------------------------------- */
 
-/* logits [n, V] become scale * (softmax - one-hot of the target), and losses [n] the cross-entropies. */
-void cross_entropy(float *logits, const int64_t *targets, int V, float scale, int64_t begin, int64_t end,
+/* logits [n, V] become scale * (softmax - one-hot of the target), and losses [n] the cross-entropies. Returns 1
+   at a target that is none. */
+int cross_entropy(float *logits, const int64_t *targets, int V, float scale, int64_t begin, int64_t end,
                    float *losses)
 {
     for (int64_t i = begin; i < end; i++) {
         float *p = logits + i * V, top = p[0], whole = 0;
         int64_t target = targets[i];
+        if (target < 0 || target >= V) return 1;
         int c = 0;
         vf most = all(p[0]), total = {0};
         for (; c + W <= V; c += W) most = larger(most, AT(p + c));
@@ -532,4 +534,5 @@ void cross_entropy(float *logits, const int64_t *targets, int V, float scale, in
         for (c = 0; c < V; c++) p[c] *= by;
         p[target] -= scale;
     }
+    return 0;
 }

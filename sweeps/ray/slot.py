@@ -19,7 +19,7 @@ from moe.parallel import ALONE, find_store, join, open_store
 from moe.process import prepare_process
 from sweeps.outcome import Order, Outcome, Result, WorkerOptions
 from sweeps.room import Need
-from sweeps.worker import follow, perform_together, record_death
+from sweeps.worker import follow, is_done, perform_together, record_death
 
 PING_S = 10.0  # a worker that was idle and does not answer is lost
 FOLLOW_S = 10.0  # other ranks end their order with the first, or it left them in the middle of a step
@@ -158,6 +158,9 @@ class Slot:
     def _failed(self, why: str) -> list[Outcome]:
         outcomes = []
         for order in self.orders:
+            if is_done(order, self.store):  # the others of its bundle were not
+                outcomes.append(Outcome(task_id=order.task_id, result=Result.DONE))
+                continue
             error = f"the worker of {order.task_id} died: {why}"
             record_death(order, self.store, error)  # all of it; of Ray's paragraphs the first line says it
             failed = Outcome(task_id=order.task_id, result=Result.FAILED, error=error.splitlines()[0])
