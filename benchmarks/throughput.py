@@ -2,11 +2,11 @@
 
     python benchmarks/throughput.py [--models nano micro small] [--threads 1] [--rounds 5] [--steps 5]
 
-Prints tokens/s (median over rounds in which contenders take turns, each in a process of its own) and the
-share of the machine's fp32 GEMM peak, measured in the same run; then what each part of our step takes alone,
-forward and backward. Ours runs as a worker of a sweep does, peers with their number of threads set and
-nothing else. The dense model has the activated parameters and no router: what routing costs. Peers need the
-extra `[bench]`.
+Prints tokens/s (medians over rounds in which a contender takes turns with ours, each in a process of its own;
+ratios are medians of those within a turn) and the share of the machine's fp32 GEMM peak; then what each part
+of our step takes alone, forward and backward. Ours runs as a worker of a sweep does, peers with their number
+of threads set and nothing else. The dense model has the activated parameters and no router: what routing
+costs. Peers need the extra `[bench]`.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from parts import part_seconds
 from peers import EXPERTS, PEERS, peer_step
 from section import Section, table
 from timing import Step
-from turns import seconds_in_turns
+from turns import Pace, in_turns
 
 from moe import flops
 from moe.config import LearningRate, ModelConfig, Precision, Schedule, TrainConfig
@@ -35,22 +35,22 @@ from moe.train import Trainer, initial_state
 OURS, BF16, DENSE = "regrow", "regrow, bf16 autocast", "regrow, dense of equal N_a"
 PEER = "transformers"
 # (rounds, steps a round): about a minute each on one core
-EFFORT = {"pico": (5, 8), "nano": (5, 5), "micro": (5, 2), "small": (3, 1)}
+EFFORT = {"pico": (9, 8), "nano": (9, 4), "micro": (7, 2), "small": (3, 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Of one model: seconds a step of each contender, and of each part of ours."""
+    """Of one model: the pace of each contender, and seconds a step of each part of ours."""
 
     name: str
     model: ModelConfig
     train: TrainConfig
     peak: float  # FLOP/s
-    seconds: Mapping[str, float]
+    paces: Mapping[str, Pace]
     parts: Mapping[str, float]
 
     def tokens_per_s(self, contender: str) -> float:
-        return self.train.tokens_per_step / self.seconds[contender]
+        return self.train.tokens_per_step / self.paces[contender].seconds
 
     def share(self, contender: str) -> float:
         """Of the GEMM peak."""
@@ -59,8 +59,8 @@ class Speeds:
         return self.tokens_per_s(contender) * per_token / self.peak
 
     def fastest_peer(self) -> str | None:
-        peers = [name for name in self.seconds if name.startswith(PEER)]
-        return min(peers, key=self.seconds.__getitem__, default=None)
+        peers = [name for name in self.paces if name.startswith(PEER)]
+        return min(peers, key=lambda name: self.paces[name].of_first, default=None)
 
 
 def random_tokens(train: TrainConfig) -> np.ndarray:
@@ -117,12 +117,12 @@ def speeds(name: str, threads: int, rounds: int, count: int) -> Speeds:
     model, train = load(name)
     tokens = random_tokens(train)
     before = alone(_peak, threads)
-    seconds = seconds_in_turns(contenders(model, train, tokens, threads), rounds, count, warm_up=2)
+    paces = in_turns(contenders(model, train, tokens, threads), rounds, count, warm_up=2)
     peak = statistics.median([before, alone(_peak, threads), alone(_peak, threads)])
     taken = alone(_part_seconds, model, train, tokens, threads, rounds, count)
-    if not any(contender.startswith(PEER) for contender in seconds):
+    if not any(contender.startswith(PEER) for contender in paces):
         print("transformers is not installed: pip install -e '.[bench]' for the comparison")
-    return Speeds(name, model, train, peak, seconds, taken)
+    return Speeds(name, model, train, peak, paces, taken)
 
 
 def _peak(threads: int) -> float:
@@ -148,7 +148,7 @@ def section(
     for each in found:
         peer = each.fastest_peer()
         if peer is not None:
-            ratios[f"{each.name}: ours ÷ fastest transformers"] = each.seconds[peer] / each.seconds[OURS]
+            ratios[f"{each.name}: ours ÷ fastest transformers"] = each.paces[peer].of_first
     text = "\n".join([*(_speed_text(each, threads) for each in found), _parts_text(found)])
     return Section("Training speed", text, ratios)
 
@@ -159,8 +159,8 @@ def _speed_text(s: Speeds, threads: int) -> str:
     words += f"{threads} {'thread' if threads == 1 else 'threads'}, "
     words += f"fp32 GEMM peak {s.peak / 1e9:.0f} GFLOP/s.\n\n"
     rows = [
-        [name, f"{s.tokens_per_s(name):,.0f}", f"{s.share(name):.1%}", f"{each / s.seconds[OURS]:.2f}×"]
-        for name, each in s.seconds.items()
+        [name, f"{s.tokens_per_s(name):,.0f}", f"{s.share(name):.1%}", f"{pace.of_first:.2f}×"]
+        for name, pace in s.paces.items()
     ]
     return words + table(["", "tokens/s", "of peak", "regrow is"], rows)
 
@@ -168,7 +168,7 @@ def _speed_text(s: Speeds, threads: int) -> str:
 def _parts_text(found: list[Speeds]) -> str:
     """Shares of the parts in a step with its data; what no part has is the rest."""
     names = list(dict.fromkeys(part for each in found for part in each.parts))
-    whole = {each.name: each.seconds[OURS] + each.parts.get("data", 0.0) for each in found}
+    whole = {each.name: each.paces[OURS].seconds + each.parts.get("data", 0.0) for each in found}
 
     def cell(each: Speeds, seconds: float | None) -> str:
         return "" if seconds is None else f"{1e3 * seconds:.1f} ms, {seconds / whole[each.name]:.1%}"

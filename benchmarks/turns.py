@@ -1,31 +1,46 @@
-"""Contenders that take turns, each in a process of its own: none lives with another's memory and settings."""
+"""Contenders that take short turns with the first of them, each in a process of its own.
+
+None lives with another's memory and settings; what disturbs a machine for seconds disturbs both of a pair.
+"""
 
 import contextlib
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from timing import Step, measure
 
 
-def seconds_in_turns(
+class Pace(NamedTuple):
+    """Medians: seconds of a step, and how many times those of the first contender in the turn beside it."""
+
+    seconds: float
+    of_first: float
+
+
+def in_turns(
     makers: Mapping[str, Callable[[], Step]], rounds: int, count: int, warm_up: int
-) -> dict[str, float]:
-    """The median seconds of a step of each, all of them once a round; ImportError leaves a contender out.
+) -> dict[str, Pace]:
+    """Every contender in turns with the first, pair by pair; one whose maker raises ImportError is left out.
 
     A maker travels as a pickle and is called in its process, which it may set up as it likes.
     """
-    with contextlib.ExitStack() as stack:
-        asked = {name: stack.enter_context(_process(make)) for name, make in makers.items()}
-        there = {name: line for name, line in asked.items() if _answer(line, warm_up) is not None}
-        seconds: dict[str, list[float]] = {name: [] for name in there}
-        for _ in range(rounds):
-            for name, line in there.items():
-                answer = _answer(line, count)
-                assert answer is not None
-                seconds[name].append(answer)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    (first, make_first), *others = makers.items()
+    found, of_first = {}, []
+    with _process(make_first) as ours:
+        _answer(ours, warm_up)
+        for name, make in others:
+            with _process(make) as theirs:
+                if _answer(theirs, warm_up) is None:
+                    continue
+                turns = [(_answer(ours, count), _answer(theirs, count)) for _ in range(rounds)]
+            pairs = [(a, b) for a, b in turns if a is not None and b is not None]
+            ratio = statistics.median(b / a for a, b in pairs)
+            found[name] = Pace(statistics.median(b for _, b in pairs), ratio)
+            of_first += [a for a, _ in pairs]
+    return {first: Pace(statistics.median(of_first), 1.0), **found}
 
 
 @contextlib.contextmanager
@@ -60,6 +75,7 @@ def _serve(make: Callable[[], Step], line: Connection) -> None:
             count = line.recv()
             try:
                 step = step or make()
+                step()  # what lay idle while another had its turn is cold, and a run never lies idle
                 line.send(measure(step, count))
             except Exception as error:
                 line.send(error)
