@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe.growth import Tensors
-from moe.model import Block, MoETransformer, RMSNormFunction, RotaryFunction
+from moe.model import Block, MoETransformer, RMSNormFunction, RotaryFunction, causal_attention
 from moe.optimizer import step_together
 from moe.router import Routing, choose, counts_of, sorted_experts, within_capacity
 from moe.token_loss import token_loss
@@ -176,16 +176,9 @@ class FusedModel:
             x_RNHC[:, :, : Q + K].float(), gain_RHC[:, None], self.config.norm_eps
         )
         turned_BTHC = RotaryFunction.apply(normed_RNHC.reshape(R * B, T, Q + K, C), *rope)
-        q_BTQC, k_BTKC = turned_BTHC.split([Q, K], dim=2)
         v_BTKC = x_RNHC[:, :, Q + K :].unflatten(1, (B, T)).flatten(0, 1)
-        y_BQTC = F.scaled_dot_product_attention(
-            q_BTQC.transpose(1, 2),
-            k_BTKC.transpose(1, 2).to(q_BTQC.dtype),
-            v_BTKC.transpose(1, 2).to(q_BTQC.dtype),
-            is_causal=True,
-            enable_gqa=Q != K,
-        )
-        return self._linear(f"{name}.output", y_BQTC.transpose(1, 2).reshape(R, N, Q * C))
+        y_BTX = causal_attention(turned_BTHC, v_BTKC)
+        return self._linear(f"{name}.output", y_BTX.view(R, N, Q * C))
 
     def _moe(self, name: str, x_RND: Tensor) -> tuple[Tensor, Routing]:
         kind = x_RND.device.type

@@ -170,16 +170,23 @@ class Attention(nn.Module):
             return self.output(cpu.CausalAttention.apply(x_BTHC, *gains, *rope, Q, self.config.norm_eps))
         gain_HC = torch.cat([self.query_norm.weight.expand(Q, C), self.key_norm.weight.expand(K, C)])
         normed_BTHC = RMSNormFunction.apply(x_BTHC[:, :, : Q + K].float(), gain_HC, self.config.norm_eps)
-        q_BTQC, k_BTKC = RotaryFunction.apply(normed_BTHC, *rope).split([Q, K], dim=2)
-        v_BTKC = x_BTHC[:, :, Q + K :]
-        y_BQTC = F.scaled_dot_product_attention(
-            q_BTQC.transpose(1, 2),
-            k_BTKC.transpose(1, 2).to(q_BTQC.dtype),
-            v_BTKC.transpose(1, 2).to(q_BTQC.dtype),
-            is_causal=True,
-            enable_gqa=Q != K,
-        )
-        return self.output(y_BQTC.transpose(1, 2).reshape(B, T, Q * C))
+        turned_BTHC = RotaryFunction.apply(normed_BTHC, *rope)
+        return self.output(causal_attention(turned_BTHC, x_BTHC[:, :, Q + K :]))
+
+
+def causal_attention(turned_BTHC: Tensor, v_BTKC: Tensor) -> Tensor:
+    """[B, T, Q·C] of queries and keys, side by side as RoPE left them, and values."""
+    (B, T, H, C), K = turned_BTHC.shape, v_BTKC.shape[2]
+    Q = H - K
+    q_BTQC, k_BTKC = turned_BTHC.split([Q, K], dim=2)
+    y_BQTC = F.scaled_dot_product_attention(
+        q_BTQC.transpose(1, 2),
+        k_BTKC.transpose(1, 2).to(q_BTQC.dtype),
+        v_BTKC.transpose(1, 2).to(q_BTQC.dtype),
+        is_causal=True,
+        enable_gqa=Q != K,
+    )
+    return y_BQTC.transpose(1, 2).reshape(B, T, Q * C)
 
 
 class MoE(nn.Module):
